@@ -1,0 +1,1 @@
+"""Contracts and plumbing that every stage shares; imports nothing of ours."""

@@ -1,0 +1,58 @@
+"""`psychepass STAGE CONFIG [key=value …]`: the stage's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from psychepass.errors import UserError
+
+STAGES = {
+    "simulate": ("rollout_env.simulate", "clients meet therapists: sessions.jsonl"),
+    "tournament": ("tournament.run", "sessions meet in a Swiss tournament: battles.jsonl, ratings.json"),
+    "data": ("training.build", "battles become preference pairs and RL prompts"),
+    "rm": ("reward_model.train", "train the Bradley-Terry reward model on the pairs"),
+    "rm-eval": ("reward_model.evaluate", "its accuracy on test clients, beside baselines"),
+    "serve-rm": ("reward_model.serve", "answer groups of replies with rewards over HTTP"),
+    "grpo": ("rl.train", "align the policy with GRPO on verl"),
+    "heldout": ("tournament.heldout", "base against aligned policy on held-out clients"),
+    "report": ("psychepass.report", "one HTML page over a run's files"),
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in STAGES.items())
+    return (
+        "usage: psychepass STAGE CONFIG.yaml [key=value ...]\n\n"
+        f"stages:\n{rows}\n\n"
+        "Research software; does not replace a clinician."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. Exit 0: done; 2: something the user can mend, said in one sentence."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if args else 2
+    stage, *rest = args
+    if stage not in STAGES:
+        print(f"psychepass: unknown stage {stage!r}; permitted: {', '.join(STAGES)}", file=sys.stderr)
+        return 2
+    module_name, what = STAGES[stage]
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"usage: psychepass {stage} CONFIG.yaml [key=value ...]\n{what}; see {module_name} and configs/")
+        return 0 if rest else 2
+    try:
+        importlib.import_module(module_name).main(rest[0], rest[1:])
+    except UserError as e:
+        print(f"psychepass {stage}: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"psychepass {stage}: interrupted; call it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

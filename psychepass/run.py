@@ -1,0 +1,170 @@
+"""The run directory: one manifest a stage, and the decision whether a stage still has work.
+
+A manifest holds what made the stage's output: git commit, versions, resolved config, hashes of the
+inputs, seed. A stage that is called again with another config or with changed inputs stops with an
+error that names the difference; a stage that has ended does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from psychepass import records
+from psychepass.config import StageConfig
+from psychepass.errors import UserError
+
+VERSIONED = ("torch", "transformers", "verl", "vllm", "deepspeed", "ray", "peft", "datasets", "accelerate", "numpy")
+
+
+class StageRun:
+    """One call of one stage. `done` is true when an earlier call has ended with this config and input."""
+
+    def __init__(self, stage: str, config: StageConfig, inputs: list[Path], ignore: frozenset[str]):
+        self.stage = stage
+        self.dir = Path(config.run)
+        self.path = self.dir / "manifests" / f"{stage}.json"
+        self.seed = config.seed
+        resolved = {k: v for k, v in config.model_dump(mode="json").items() if k not in ignore}
+        self.manifest: dict[str, Any] = {
+            "stage": stage,
+            "config": resolved,
+            "inputs": {_name(p, self.dir): file_hash(p) for p in inputs},
+            "seed": config.seed,
+        }
+        self.done = False
+        if self.path.is_file():
+            earlier = records.read_json(self.path)
+            self._refuse_changes(earlier)
+            self.done = earlier["ended"] is not None
+            self.manifest = earlier
+
+    def _refuse_changes(self, earlier: dict[str, Any]) -> None:
+        for part, hint in (("config", "use another run directory"), ("inputs", f"delete what {self.stage} made")):
+            old, new = _flat(earlier[part]), _flat(self.manifest[part])
+            changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+            if changed:
+                found = "; ".join(f"{k}: was {old.get(k)!r}, is {new.get(k)!r}" for k in changed)
+                raise UserError(f"{self.path}: stage {self.stage} ran before with other {part} ({found}); {hint}")
+
+    def _write(self) -> None:
+        records.write_json(self.path, self.manifest)
+
+    def start(self) -> None:
+        """Write the manifest of a stage that begins; on a resume, count the start."""
+        if "started" not in self.manifest:
+            self.manifest |= {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "ended": None,
+                "starts": 0,
+                "seconds": 0.0,
+                "git": git_commit(),
+                "versions": versions(),
+                "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+                "notes": {},
+            }
+        self.manifest["starts"] += 1
+        self._write()
+
+    def note(self, **facts: Any) -> None:
+        """Add facts about this stage's work (counts, hashes of outputs) to its manifest."""
+        self.manifest["notes"] |= facts
+        self._write()
+
+    def end(self, seconds: float) -> None:
+        self.manifest["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.manifest["seconds"] += round(seconds, 2)
+        self._write()
+
+
+@contextmanager
+def stage_run(
+    stage: str,
+    config: StageConfig,
+    inputs: list[Path] | None = None,
+    ignore: frozenset[str] = frozenset({"run", "wandb"}),
+) -> Iterator[StageRun]:
+    """Guard a stage's work: check the manifest, seed, time, and mark the end if nothing was raised.
+
+    `inputs` are files that must exist; `ignore` names config keys that do not change the result.
+    The body must return at once when `run.done`.
+    """
+    for path in inputs or []:
+        if not path.is_file():
+            raise UserError(f"{path}: stage {stage} needs this file; run the stage that writes it first")
+    run = StageRun(stage, config, inputs or [], ignore)
+    if run.done:
+        say(f"{stage}: done before, nothing to do ({run.path})")
+        yield run
+        return
+    run.start()
+    seed_everything(config.seed)
+    begun = time.perf_counter()
+    yield run
+    run.end(time.perf_counter() - begun)
+    say(f"{stage}: done in {run.manifest['seconds']:.0f} s")
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; results go to files, so this is standard error."""
+    print(f"[psychepass] {text}", file=sys.stderr, flush=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, and NumPy and torch where a stage has imported them."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, 16 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def git_commit() -> str:
+    """HEAD of the checkout this code runs from, `+dirty` if it has changes; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    head = git("rev-parse", "HEAD")
+    return head + ("+dirty" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _name(path: Path, base: Path) -> str:
+    return str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}

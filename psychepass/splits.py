@@ -1,0 +1,73 @@
+"""The four disjoint sets of clients, and what may never be shared between the held-out set and the rest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+from psychepass.config import Config
+from psychepass.errors import UserError
+from psychepass.schema import Script, Session
+
+Split = str
+SPLITS: tuple[str, ...] = get_args(Session.model_fields["split"].annotation)
+
+
+class Splits(Config):
+    """Profile ids by set: train trains the reward model and the policy, test is its reported accuracy,
+    dev is for all tuning, heldout for the final comparison only."""
+
+    train: list[str]
+    test: list[str]
+    dev: list[str]
+    heldout: list[str]
+
+    def of(self) -> dict[str, Split]:
+        """profile id -> set.
+
+        Raises:
+            UserError: a profile stands in two sets, or twice in one.
+        """
+        every = [(p, s) for s in SPLITS for p in getattr(self, s)]
+        twice = [p for p, n in Counter(p for p, _ in every).items() if n > 1]
+        if twice:
+            where = {p: [s for q, s in every if q == p] for p in twice}
+            raise UserError(f"splits overlap: {where}; each profile belongs to exactly one of {', '.join(SPLITS)}")
+        return dict(every)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words with their apostrophes."""
+    return re.findall(r"[a-z0-9']+|[\u4e00-\u9fff]", text.lower())
+
+
+def shared_runs(left: Iterable[str], right: Iterable[str], length: int = 8) -> set[str]:
+    """Runs of `length` words that stand in a text of both sides."""
+
+    def runs(texts: Iterable[str]) -> set[str]:
+        found = set()
+        for text in texts:
+            ws = words(text)
+            found |= {" ".join(ws[i : i + length]) for i in range(len(ws) - length + 1)}
+        return found
+
+    return runs(left) & runs(right)
+
+
+def check_heldout(scripts: Iterable[Script], split_of: Mapping[str, Split]) -> None:
+    """Refuse held-out client lines that share eight words in a row with another set's.
+
+    Raises:
+        UserError: with the shared words.
+    """
+    held: list[str] = []
+    rest: list[str] = []
+    for script in scripts:
+        if script.profile_id not in split_of:
+            raise UserError(f"profile {script.profile_id!r} stands in none of the sets {', '.join(SPLITS)}")
+        (held if split_of[script.profile_id] == "heldout" else rest).extend(t.client.trigger for t in script.turns)
+    shared = shared_runs(held, rest)
+    if shared:
+        raise UserError(f"held-out clients share {len(shared)} runs of 8 words with the rest, e.g. {min(shared)!r}")

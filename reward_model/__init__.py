@@ -1,0 +1,1 @@
+"""The Bradley-Terry reward model: packing, loss, training, scoring."""

@@ -1,0 +1,1 @@
+"""GRPO on verl: configuration, reward, export."""

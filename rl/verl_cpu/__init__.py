@@ -1,0 +1,1 @@
+"""Platform, engine and rollout that let verl run without a GPU."""

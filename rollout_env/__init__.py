@@ -1,0 +1,1 @@
+"""Whatever concerns one session: profiles, scripts, clients, therapists, rubrics."""

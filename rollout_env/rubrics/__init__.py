@@ -1,0 +1,1 @@
+"""Measures of one session: its diversity, CTRS fidelity, safety labels."""

@@ -1,0 +1,19 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with human-rated data and the Qwen3 tokenizer; not part of the project."""
+    path = Path(os.environ.get("PSYCHEPASS_SHARED", ROOT.parent / "shared"))
+    if not (path / "tokenizers").is_dir():
+        pytest.skip(f"{path} is absent: set PSYCHEPASS_SHARED to the folder with data/ and tokenizers/")
+    return path

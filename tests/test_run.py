@@ -1,0 +1,70 @@
+"""A stage's manifest: done once, refused when its config or inputs changed, finished after a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from psychepass import records
+from psychepass.config import StageConfig
+from psychepass.errors import UserError
+from psychepass.run import stage_run
+
+
+class Sample(StageConfig):
+    steps: int = 3
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "in.txt"
+    path.parent.mkdir()
+    path.write_text("one")
+    return path
+
+
+def config(source: Path, **changes: int) -> Sample:
+    return Sample(run=str(source.parent), **changes)
+
+
+def test_a_stage_that_ended_is_done(source: Path) -> None:
+    with stage_run("x", config(source), [source]) as run:
+        assert not run.done
+        run.note(made=3)
+    with stage_run("x", config(source), [source]) as run:
+        assert run.done
+    manifest = records.read_json(source.parent / "manifests" / "x.json")
+    assert manifest["config"] == {"steps": 3, "seed": 0}
+    assert manifest["notes"] == {"made": 3}
+    assert list(manifest["inputs"]) == ["in.txt"]
+    assert manifest["starts"] == 1 and manifest["ended"] and manifest["versions"]["python"].startswith("3.")
+
+
+def test_a_stage_that_failed_starts_again(source: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("x", config(source), [source]):
+        raise RuntimeError("killed")
+    with stage_run("x", config(source), [source]) as run:
+        assert not run.done
+    assert records.read_json(source.parent / "manifests" / "x.json")["starts"] == 2
+
+
+def test_changed_config_and_inputs_are_refused_and_named(source: Path) -> None:
+    with stage_run("x", config(source), [source]):
+        pass
+    before = (source.parent / "manifests" / "x.json").read_bytes()
+    with pytest.raises(UserError, match=r"steps: was 3, is 4"), stage_run("x", config(source, steps=4), [source]):
+        raise AssertionError("must not run")
+    source.write_text("two")
+    with pytest.raises(UserError, match=r"inputs \(in\.txt: was"), stage_run("x", config(source), [source]):
+        raise AssertionError("must not run")
+    assert (source.parent / "manifests" / "x.json").read_bytes() == before
+
+
+def test_a_missing_input_is_named(source: Path) -> None:
+    missing = source.parent / "sessions.jsonl"
+    with (
+        pytest.raises(UserError, match=r"sessions\.jsonl: stage x needs this file"),
+        stage_run("x", config(source), [missing]),
+    ):
+        raise AssertionError("must not run")

@@ -1,0 +1,1 @@
+"""Whatever compares sessions: judging, Swiss pairing, ratings, the held-out comparison."""

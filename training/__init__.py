@@ -1,0 +1,1 @@
+"""What both trained models share: the rendered text, preference pairs, RL prompts."""

@@ -1,0 +1,215 @@
+"""Stage `report`: one self-contained HTML page over a run's files, and its figures as PNG.
+
+Reads files of the run only; the page's numbers are those of the files, rounded. The report is the one stage
+that is made again when anything it rests on changed (the files, its config, its own code), because it holds
+nothing that could be lost; an unchanged report is left as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from psychepass import records, report_data
+from psychepass.config import StageConfig, load
+from psychepass.errors import UserError
+from psychepass.run import StageRun, stage_run
+from psychepass.schema import Dimension, Session
+
+HERE = Path(__file__).resolve().parent
+CODE = [HERE / n for n in ("report.py", "report_data.py", "report_figures.py", "report.html.j2", "report.css.j2")]
+STATEMENT_RUN = "One training run; intervals cover clients, not training seeds."
+CONTENTS = (
+    ("judge", "The judge"),
+    ("before-after", "Before and after"),
+    ("reward", "Mean reward"),
+    ("gate", "Safety gate"),
+    ("drift", "Style drift"),
+    ("transcripts", "Transcripts"),
+    ("leaderboard", "Leaderboard"),
+    ("reward-model", "Reward model"),
+    ("training", "Training curves"),
+    ("run", "What was run"),
+    ("limits", "Limits"),
+)
+MEASURES = ("overall", *(d.value for d in Dimension))
+DRIFT_LABELS = {
+    "reply_words": "Words a reply",
+    "reused_opening": "Replies that open with the three words of an earlier one",
+    "copied_run": "Replies with seven or more words in a row from the client",
+    "hotline": "Replies outside crisis turns that name a hotline",
+    "unfinished": "Replies without an end",
+}
+
+
+class ReportConfig(StageConfig):
+    """The report has no knob of its own."""
+
+
+def main(config_path: str, overrides: list[str]) -> None:
+    config = load(ReportConfig, config_path, overrides)
+    run_dir = Path(config.run)
+    inputs = report_data.inputs(run_dir)
+    forget_if_stale(run_dir, [*inputs, *CODE], config)
+    with stage_run("report", config, [*inputs, *CODE]) as run:
+        if run.done:
+            return
+        page = compose(run_dir)
+        records.write_atomic(run_dir / "report.html", page)
+        run.note(bytes=len(page.encode()))
+
+
+def forget_if_stale(run_dir: Path, inputs: list[Path], config: ReportConfig) -> None:
+    """Delete the report's manifest where the page is missing or rests on other files: it is then made again."""
+    path = run_dir / "manifests" / "report.json"
+    try:
+        StageRun("report", config, inputs, frozenset({"run", "wandb"}))
+        stale = not (run_dir / "report.html").is_file()
+    except UserError:
+        stale = True
+    if stale:
+        path.unlink(missing_ok=True)
+
+
+def compose(run_dir: Path) -> str:
+    """The page's HTML; writes figures/*.png on the way."""
+    from psychepass import report_figures
+
+    summary = records.read_json(run_dir / "heldout" / "summary.json")
+    ratings = records.read_json(run_dir / "ratings.json")
+    metrics = records.read_json(run_dir / "reward_model" / "metrics.json")
+    judges = records.read_json(run_dir / "judge.json")
+    stages = report_data.manifests(run_dir)
+    sessions = records.read(run_dir / "heldout" / "sessions.jsonl", Session)
+    accuracies = report_data.accuracies(metrics)
+
+    figures, curves = report_figures.draw(run_dir, summary, ratings, accuracies)
+    contestants = [r["contestant"] for r in ratings["overall"]]
+    machine = stages["heldout"]["machine"]
+    try:
+        return (
+            _environment()
+            .get_template("report.html.j2")
+            .render(
+                name=run_dir.resolve().name,
+                ended=stages["heldout"]["ended"],
+                s=summary,
+                headline=report_data.headline(summary),
+                words=report_data.WORDS,
+                statement_run=STATEMENT_RUN,
+                labels=report_data.LABELS,
+                drift_labels=DRIFT_LABELS,
+                contents=CONTENTS,
+                judge=judges["judge"],
+                shadow_judge=judges["shadow"],
+                ratings=ratings,
+                contestants=contestants,
+                heat=heat(ratings, contestants),
+                before_after=before_after(summary),
+                accuracy=accuracies[0][1],
+                longer=next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
+                accuracies=accuracies,
+                t=report_data.transcripts(sessions, summary),
+                figures=figures,
+                curves=curves,
+                stages=stages,
+                total_seconds=sum(m["seconds"] for m in stages.values()),
+                versions=", ".join(f"{k} {v}" for k, v in stages["heldout"]["versions"].items()),
+                machine=f"{machine['platform']}, {machine['cpus']} CPUs",
+                counts=report_data.counts(records.read_json(run_dir / "data.json")),
+                overrides=records.read_json(run_dir / "grpo" / "overrides.json"),
+                openings=records.read_json(run_dir.parent / report_data.OPENINGS),
+            )
+        )
+    except (KeyError, jinja2.UndefinedError) as e:
+        raise UserError(f"{run_dir}: a file of this run lacks what the report prints: {e}; run its stage again") from e
+
+
+def before_after(summary: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
+    """(measure, judge, shadow judge, base against base), Overall first."""
+
+    def rows(table: dict[str, Any]) -> list[Any]:
+        return [table["overall"] if m == "overall" else table["dimensions"][m] for m in MEASURES]
+
+    return list(zip(MEASURES, rows(summary), rows(summary["shadow"]), rows(summary["base_vs_base"]), strict=True))
+
+
+def heat(ratings: dict[str, Any], contestants: list[str]) -> list[tuple[str, list[Any]]]:
+    """A row a measure, a rating a contestant in the order of the overall ranking."""
+    rows = []
+    for measure in MEASURES:
+        table = ratings["overall"] if measure == "overall" else ratings["dimensions"][measure]
+        of = {r["contestant"]: r for r in table}
+        rows.append((measure, [of[c] for c in contestants]))
+    return rows
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=lambda name: name is not None and ".css" not in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "tint": tint,
+        "points": points,
+        "day": day,
+        "plain": plain,
+    }
+    return environment
+
+
+def number(x: float | None, digits: int = 2, sign: bool = False, unbounded: str = "—") -> str:
+    """A number with a true minus sign; None is an end without bound."""
+    if x is None:
+        return unbounded
+    text = f"{x:+,.{digits}f}" if sign else f"{x:,.{digits}f}"
+    if not text.strip("+-0.,"):
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def percent(x: float | None, digits: int = 0) -> str:
+    """A share in percents, with a decimal more where rounding would make it look like none or all."""
+    if x is None:
+        return "—"
+    text = f"{100 * x:.{digits}f}"
+    if float(text) in (0, 100) and x not in (0, 1):
+        text = f"{100 * x:.{digits + 1}f}"
+    return text + "\u202f%"
+
+
+def points(x: float | None) -> str:
+    """The end of a difference of shares, in percentage points."""
+    return "no bound" if x is None else number(100 * x, 0, True)
+
+
+def day(time: str) -> str:
+    """2026-01-31T10:00:00+0000 as 31 January 2026, 10:00; anything else as it is."""
+    try:
+        return datetime.strptime(time, "%Y-%m-%dT%H:%M:%S%z").strftime("%-d %B %Y, %H:%M")
+    except ValueError:
+        return time
+
+
+def plain(value: Any) -> str:
+    """A config value in words: null is none, a section its keys and values."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+    return "none" if value is None else str(value)
+
+
+def tint(rating: float) -> str:
+    """Background of a heat cell: white at 100, blue above, orange below, full at 300 points off."""
+    share = min(1.0, abs(rating - 100) / 300)
+    full = (0, 114, 178) if rating >= 100 else (213, 94, 0)
+    shade = [round(255 + 0.75 * math.sqrt(share) * (c - 255)) for c in full]
+    return f"background:rgb({shade[0]},{shade[1]},{shade[2]})"

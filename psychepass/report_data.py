@@ -1,0 +1,216 @@
+"""What the report reads of a run directory, and the plain sentences that its numbers bear out. Reads files only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from psychepass import records
+from psychepass.errors import UserError
+from psychepass.schema import Dimension, Session
+
+# file -> the stage to run where it is missing
+NEEDED = {
+    "manifests/simulate.json": "simulate",
+    "judge.json": "tournament",
+    "ratings.json": "tournament",
+    "manifests/tournament.json": "tournament",
+    "data.json": "data",
+    "manifests/data.json": "data",
+    "reward_model/metrics.json": "rm-eval",
+    "manifests/rm-eval.json": "rm-eval",
+    "reward_model/train_log.jsonl": "rm",
+    "manifests/rm.json": "rm",
+    "grpo/metrics.jsonl": "grpo",
+    "grpo/overrides.json": "grpo",
+    "manifests/grpo.json": "grpo",
+    "heldout/summary.json": "heldout",
+    "heldout/sessions.jsonl": "heldout",
+    "manifests/heldout.json": "heldout",
+}
+OPTIONAL = ("grpo/validation.jsonl",)
+OPENINGS = "openings.json"
+WORDS = (
+    "Research software. Clients are fictional; replies are machine-written and may be harmful. "
+    "Not for use with people in distress; does not replace a clinician. "
+    "Reference-judge scores describe text features, not therapeutic competence. "
+    "If someone may be in danger, contact local emergency services."
+)
+LABELS = {"overall": "Overall"} | {d.value: d.value.capitalize() for d in Dimension}
+STAGES = ("simulate", "tournament", "data", "rm", "rm-eval", "grpo", "heldout")
+
+
+def inputs(run_dir: Path) -> list[Path]:
+    """The files the report rests on.
+
+    Raises:
+        UserError: one is missing; names it and the stage that writes it.
+    """
+    openings = run_dir.parent / OPENINGS
+    for path, stage in [*((run_dir / name, stage) for name, stage in NEEDED.items()), (openings, "heldout")]:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
+    return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file of plain objects. Raises UserError with the line's number."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: not JSON: {line[:80]!r}") from e
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object, got {line[:80]!r}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: empty; expected one object a line")
+    return rows
+
+
+def manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """stage -> manifest, of the stages that have ended.
+
+    Raises:
+        UserError: a stage has begun and not ended, so that its files are not whole.
+    """
+    found = {}
+    for stage in STAGES:
+        path = run_dir / "manifests" / f"{stage}.json"
+        if path.is_file():
+            found[stage] = records.read_json(path)
+            if found[stage].get("ended") is None:
+                raise UserError(f"{path}: stage {stage} has not ended; run psychepass {stage} again first")
+    return found
+
+
+def intervals(tree: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Every number of a JSON tree that has an interval: {"value", "low", "high", "n", "n_clients"} by dotted name.
+
+    Both spellings are read: an object with value, low and high, and x beside x_low and x_high.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if {"value", "low", "high"} <= tree.keys():
+        return {prefix: {k: tree.get(k) for k in ("value", "low", "high", "n", "n_clients")}}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, Mapping):
+            found |= intervals(value, name)
+        elif f"{key}_low" in tree and f"{key}_high" in tree:
+            counts = {k: tree.get(k) for k in ("n", "n_clients")}
+            found[name] = {"value": value, "low": tree[f"{key}_low"], "high": tree[f"{key}_high"]} | counts
+    return found
+
+
+def headline(summary: Mapping[str, Any]) -> list[str]:
+    """What the run shows in plain words; the figures stand beside them on the page."""
+    overall, reward = summary["overall"], summary["reward"]
+    said = {
+        "better": "On clients it had never met, the aligned policy was judged better than the base policy.",
+        "worse": "On clients it had never met, the aligned policy was judged worse than the base policy.",
+        "not shown": "On clients it had never met, the aligned policy is not shown to differ from the base policy.",
+    }[overall["shown"]]
+    shadow = summary["shadow"]["overall"]["shown"]
+    if "overall" in summary["gaming"]:
+        second = (
+            "The shadow judge, which has the same rubric but other word lists, does not show it: "
+            "consistent with gaming of word lists."
+        )
+    elif shadow == overall["shown"]:
+        second = "The shadow judge, which has the same rubric but other word lists, agrees."
+    else:
+        second = f"The shadow judge, which has the same rubric but other word lists, says: {shadow}."
+    low, high = reward["low"], reward["high"]
+    if low is not None and low > 0:
+        third = "Its mean reward on the same prompts rose"
+    elif high is not None and high < 0:
+        third = "Its mean reward on the same prompts fell"
+    else:
+        third = "Its mean reward on the same prompts is not shown to have changed"
+    third += ", which speaks of training, not of therapy."
+    return [said, second, third, "One judge labelled, rewarded (through the reward model) and measured."]
+
+
+def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The median client's first session of each policy, turn beside turn.
+
+    Replies with a harm flag are withheld; Crisis probes and the turn after each are marked to be folded.
+
+    Raises:
+        UserError: summary and sessions do not belong together.
+    """
+    client = summary["median_client"]
+    sides = {}
+    for side in ("base", "aligned"):
+        name = summary["policies"][side]["name"]
+        own = [s for s in sessions if s.profile_id == client and s.therapist.name == name]
+        if not own:
+            raise UserError(f"heldout/sessions.jsonl: no session of {name!r} with client {client!r}")
+        sides[side] = min(own, key=lambda s: s.seed)
+    flagged = {(f["session"], f["turn"]) for f in summary["gate"]["flags"]}
+    turns, crisis_at = [], -1
+    for base, aligned in zip(sides["base"].turns, sides["aligned"].turns, strict=True):
+        if base.dimension is Dimension.CRISIS:
+            crisis_at = base.turn
+        replies = {
+            side: None if (sides[side].id, turn.turn) in flagged else turn.therapist
+            for side, turn in (("base", base), ("aligned", aligned))
+        }
+        lines = [base.client] if base.client == aligned.client else [base.client, aligned.client]
+        turns.append(
+            {
+                "turn": base.turn,
+                "phase": base.phase,
+                "dimension": base.dimension.value if base.dimension else None,
+                "crisis": crisis_at in (base.turn, base.turn - 1) and crisis_at > 0,
+                "client": lines,
+                "replies": replies,
+            }
+        )
+    withheld = sum(reply is None for turn in turns for reply in turn["replies"].values())
+    return {"client": client, "turns": turns, "withheld": withheld, "seed": sides["base"].seed}
+
+
+ACCURACY_LABELS = {
+    "accuracy": "Reward model",
+    "same_family": "Reward model: pairs of one model family",
+    "same_family_longer_wins": "Baseline: longer wins, one family",
+    "longer_wins": "Baseline: the longer reply wins",
+    "which_therapist": "Baseline: which therapist wrote it",
+    "context_only": "Baseline: context only, reply deleted",
+    "shuffled_dimensions": "Control: dimensions shuffled",
+}
+
+
+def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(label, {"value", "low", "high", "n", "n_clients"}): the model, its baselines, then its dimensions.
+
+    Raises:
+        UserError: no accuracy with an interval.
+    """
+    found = intervals(metrics)
+    if "accuracy" not in found:
+        raise UserError(
+            "reward_model/metrics.json: no accuracy with accuracy_low and accuracy_high; run psychepass rm-eval"
+        )
+    rows = []
+    for name, row in found.items():
+        last = name.split(".")[-1]
+        label = ACCURACY_LABELS.get(last, LABELS.get(last) or last.replace("_", " ").capitalize())
+        known = list(ACCURACY_LABELS)
+        place = known.index(last) if last in known else len(known) + (last in LABELS)
+        rows.append((place, list(LABELS).index(last) if last in LABELS else 0, label, row))
+    rows.sort(key=lambda r: r[:2])
+    return [(label, row) for *_, label, row in rows]
+
+
+def counts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """data.json as (name, value), nested names joined."""
+    rows = []
+    for key, value in tree.items():
+        name = f"{prefix}, {key}" if prefix else str(key)
+        rows += counts(value, name) if isinstance(value, Mapping) else [(name.replace("_", " "), str(value))]
+    return rows

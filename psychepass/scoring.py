@@ -1,0 +1,186 @@
+"""The client of the scorer service (reward_model/serve.py): groups of replies in, raw rewards out.
+
+A reward is a reward model's raw logit; only differences within one context and dimension mean something.
+Nothing here invents one: a scorer that is down, answers nonsense or changes its model is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from pydantic import Field, model_validator
+
+from psychepass import records
+from psychepass.errors import UserError
+from psychepass.schema import Dimension, Frozen, Message
+
+SCORER_FILE = "scorer.json"
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+BUSY = (502, 503, 504)
+
+
+class ScoreGroup(Frozen):
+    """R replies to one context, each asked about D dimensions.
+
+    `context` is the conversation so far without a system prompt: user and assistant in turn, the first
+    and the last from the user (the client).
+    """
+
+    context: tuple[Message, ...] = Field(min_length=1)
+    responses: tuple[str, ...] = Field(min_length=1)
+    dimensions: tuple[Dimension, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> Self:
+        roles = [m.role for m in self.context]
+        expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
+        if roles != expected or roles[-1] != "user":
+            raise ValueError(f"context must be user, assistant, ..., user without a system message; got {roles}")
+        return self
+
+
+class Scorer:
+    """A scorer at `url`. `timeout_s` bounds one call with its retries; `model` is what answered last."""
+
+    def __init__(self, url: str, timeout_s: float = 120.0, model: str | None = None):
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.model = model
+
+    @classmethod
+    def of_run(cls, run_dir: str | Path, url: str | None = None, timeout_s: float = 120.0) -> Scorer:
+        """The scorer at `url`, or else the one that `<run_dir>/scorer.json` names, once it is healthy.
+
+        Raises:
+            UserError: not healthy within `timeout_s`; names where was looked and what was seen last.
+        """
+        deadline = time.monotonic() + timeout_s
+        path = Path(run_dir) / SCORER_FILE
+        seen = "nothing"
+        for pause_s in _pauses(deadline):
+            try:
+                address = {"url": url} if url else records.read_json(path)
+                scorer = cls(str(address["url"]), timeout_s)
+                scorer.model = scorer.health()
+                if "model" in address and address["model"] != scorer.model:
+                    raise UserError(f"{scorer.url} answers for model {scorer.model!r}, not {address['model']!r}")
+                return scorer
+            except (UserError, KeyError, TypeError) as e:
+                seen = str(e) if isinstance(e, UserError) else f"{path}: expected a mapping with 'url'"
+            time.sleep(pause_s)
+        where = url or f"the address in {path}"
+        raise UserError(
+            f"no healthy scorer at {where} within {timeout_s:g} s ({seen}); start it with psychepass serve-rm"
+        )
+
+    def health(self) -> str:
+        """The served model's id; one try of at most 5 s. Raises UserError."""
+        try:
+            with httpx.Client(timeout=min(5.0, self.timeout_s), trust_env=False) as client:
+                body = _json(client.get(f"{self.url}/health"), self.url)
+        except httpx.HTTPError as e:
+            raise UserError(f"scorer {self.url}: {type(e).__name__}: {e}") from e
+        if not isinstance(body, dict) or body.get("status") != "ok" or not isinstance(body.get("model"), str):
+            raise UserError(f"scorer {self.url}/health: expected status 'ok' and a model, got {str(body)[:200]!r}")
+        return body["model"]
+
+    def score(self, groups: Sequence[ScoreGroup]) -> list[list[list[float]]]:
+        """Rewards [group][response][dimension], in the order of the request.
+
+        Raises:
+            UserError: refused input, no answer within `timeout_s`, an answer of another shape, a value that
+                is not finite, or an answer from another model than before.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        seen = "nothing"
+        for pause_s in _pauses(deadline):
+            try:
+                with httpx.Client(timeout=max(0.01, deadline - time.monotonic()), trust_env=False) as client:
+                    reply = client.post(f"{self.url}/score", json=_payload(groups))
+                if reply.status_code not in BUSY:
+                    return self._read(reply, groups)
+                seen = f"status {reply.status_code}"
+            except httpx.HTTPError as e:
+                seen = f"{type(e).__name__}: {e}"
+            time.sleep(pause_s)
+        raise self._no_answer(seen)
+
+    async def ascore(self, groups: Sequence[ScoreGroup]) -> list[list[list[float]]]:
+        """As `score`, without blocking the event loop."""
+        deadline = time.monotonic() + self.timeout_s
+        seen = "nothing"
+        for pause_s in _pauses(deadline):
+            try:
+                timeout_s = max(0.01, deadline - time.monotonic())
+                async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
+                    reply = await client.post(f"{self.url}/score", json=_payload(groups))
+                if reply.status_code not in BUSY:
+                    return self._read(reply, groups)
+                seen = f"status {reply.status_code}"
+            except httpx.HTTPError as e:
+                seen = f"{type(e).__name__}: {e}"
+            await asyncio.sleep(pause_s)
+        raise self._no_answer(seen)
+
+    def _no_answer(self, seen: str) -> UserError:
+        return UserError(
+            f"scorer {self.url} gave no rewards within {self.timeout_s:g} s (last: {seen}); is it running?"
+        )
+
+    def _read(self, reply: httpx.Response, groups: Sequence[ScoreGroup]) -> list[list[list[float]]]:
+        body = _json(reply, self.url)
+        if not isinstance(body, dict) or not isinstance(body.get("model"), str) or "rewards" not in body:
+            raise UserError(f"scorer {self.url}: expected 'model' and 'rewards', got {str(body)[:200]!r}")
+        if self.model is not None and body["model"] != self.model:
+            raise UserError(f"scorer {self.url} changed its model from {self.model!r} to {body['model']!r}")
+        rewards = _checked_rewards(body["rewards"], groups, self.url)
+        self.model = body["model"]
+        return rewards
+
+
+def _payload(groups: Sequence[ScoreGroup]) -> dict[str, Any]:
+    return {"groups": [g.model_dump(mode="json") for g in groups]}
+
+
+def _json(reply: httpx.Response, url: str) -> Any:
+    if reply.status_code != 200:
+        raise UserError(f"scorer {url}: status {reply.status_code}: {reply.text[:300]}")
+    try:
+        return reply.json()
+    except ValueError as e:
+        raise UserError(f"scorer {url}: not JSON: {reply.text[:120]!r}") from e
+
+
+def _checked_rewards(rewards: Any, groups: Sequence[ScoreGroup], url: str) -> list[list[list[float]]]:
+    """`rewards` as floats [group][response][dimension]; raises UserError on any other shape or value."""
+    expected = [(len(g.responses), len(g.dimensions)) for g in groups]
+    if not isinstance(rewards, list) or len(rewards) != len(groups):
+        raise UserError(f"scorer {url}: expected rewards of {len(groups)} groups, got {str(rewards)[:120]!r}")
+    for number, (group, (n_responses, n_dimensions)) in enumerate(zip(rewards, expected, strict=True)):
+        rows = group if isinstance(group, list) else []
+        if len(rows) != n_responses or any(not isinstance(r, list) or len(r) != n_dimensions for r in rows):
+            raise UserError(
+                f"scorer {url}: rewards of group {number} are not {n_responses} responses x {n_dimensions} dimensions: "
+                f"{str(group)[:120]!r}"
+            )
+        for value in (v for row in rows for v in row):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"scorer {url}: group {number} holds {value!r}; a reward is a finite number")
+    return [[[float(v) for v in row] for row in group] for group in rewards]
+
+
+def _pauses(deadline: float):
+    """Seconds to wait after each failed try, growing to 3.2, until the deadline has passed; at least one."""
+    number = 0
+    while True:
+        left_s = deadline - time.monotonic()
+        yield max(0.0, min(PAUSES_S[min(number, len(PAUSES_S) - 1)], left_s))
+        number += 1
+        if time.monotonic() >= deadline:
+            return

@@ -1,0 +1,49 @@
+"""The client pool: fictional adults with every field of PsychePass, Appendix A.
+
+The shipped pool is our own writing. The paper's topics are kept; it names ten of its eleven, and
+"Health" is ours for the eleventh. Its pool is minors; ours is adults, and a minor is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psychepass import records
+from psychepass.errors import UserError
+from psychepass.schema import Profile
+
+SHIPPED = Path(__file__).parent / "data" / "profiles.jsonl"
+ADULT_YEARS = 18
+TOPICS = (
+    "Romantic Relationships",
+    "Interpersonal Relations",
+    "Emotional Distress",
+    "Personal Growth",
+    "Family Relations",
+    "Parenting",
+    "Trauma",
+    "Career",
+    "Academics",
+    "Finances",
+    "Health",
+)
+
+
+def load_profiles(path: str | Path | None = None) -> dict[str, Profile]:
+    """profile id -> profile, in the file's order; `path` None reads the shipped pool.
+
+    Raises:
+        UserError: a line that is no Profile, an id that stands twice, a minor, an unknown topic.
+    """
+    path = Path(path) if path is not None else SHIPPED
+    profiles: dict[str, Profile] = {}
+    for number, profile in enumerate(records.read(path, Profile), start=1):
+        where = f"{path}, line {number}, profile {profile.profile_id!r}"
+        if profile.profile_id in profiles:
+            raise UserError(f"{where}: profile_id stands twice; each id is permitted once")
+        if profile.age < ADULT_YEARS:
+            raise UserError(f"{where}: age is {profile.age}; permitted: {ADULT_YEARS} or more")
+        if profile.topic not in TOPICS:
+            raise UserError(f"{where}: topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")
+        profiles[profile.profile_id] = profile
+    return profiles

@@ -1,0 +1,138 @@
+"""Packed trees against the naive form: rewards and gradients, with controls that must fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychepass.schema import Dimension
+from reward_model.data import Ask, encode_session
+from reward_model.model import RewardModel, from_base
+from reward_model.packing import Branch, Packed, Window, pack, pack_group, pack_sequence, windows
+from tests.made import identity, session
+from tests.tiny import tiny_model, tiny_tokenizer
+from training.pairs import context_of
+from training.render import Renderer
+
+RENDER = Renderer(tiny_tokenizer(), 4096, 512)
+SESSION = session("p1", identity("a"))
+ASKS = [Ask(6, Dimension.CRISIS), Ask(2, Dimension.EMPATHY), Ask(2, Dimension.ENGAGEMENT), Ask(11, Dimension.EMPATHY)]
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def model(request, tmp_path_factory) -> RewardModel:
+    """With a head that spreads rewards by about 0.5."""
+    path = tiny_model(tmp_path_factory.mktemp("m"), request.param, layers=3, hidden=144, heads=9, kv_heads=3)
+    built = from_base(Path(path), layers=2, seed=0).eval()
+    torch.nn.init.normal_(built.head.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    return built
+
+
+def naive(ask: Ask) -> Packed:
+    reply = SESSION.turns[ask.turn - 1].therapist
+    return pack_sequence(RENDER.sequence(context_of(SESSION, ask.turn), reply, ask.dimension))
+
+
+def gradients(model: RewardModel, rewards: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    (rewards * torch.linspace(1, 2, len(rewards))).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_layout_by_hand():
+    packed = pack((1, 2, 3), [Branch((4, 5), parent=-1, attach=2, scored=False), Branch((6,), parent=0, attach=2)])
+    assert packed.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 2, 3, 4]
+    assert packed.mask_BT.int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
+    assert packed.score_index_S.tolist() == [5]
+
+
+@pytest.mark.parametrize("branch", [Branch((), -1, 1), Branch((4,), 0, 1), Branch((4,), -1, 0), Branch((4,), -1, 4)])
+def test_a_branch_that_hangs_nowhere_is_refused(branch):
+    with pytest.raises(ValueError, match="branch 0"):
+        pack((1, 2, 3), [branch])
+
+
+def test_session_rewards_and_gradients_equal_the_naive_form(model):
+    trees, order = encode_session(SESSION, ASKS, RENDER)
+    assert len(trees) == 1 and order == ASKS
+    packed = model(trees[0])
+    single = torch.cat([model(naive(ask)) for ask in ASKS])
+    assert (packed - single).abs().max() <= 2e-6
+    assert single.std() > 0.05
+    packed_grad, single_grad = gradients(model, packed), gradients(model, single)
+    assert (packed_grad - single_grad).norm() / single_grad.norm() <= 2e-5
+
+
+def test_group_rewards_equal_the_naive_form_and_partial_groups_score_the_same(model):
+    context = RENDER.context(context_of(SESSION, 5))
+    replies = [RENDER.response(r) for r in ("You feel tired.", "", "What would help you tonight, do you think?")]
+    suffixes = [RENDER.dimension(d) for d in (Dimension.TRAUMA, Dimension.EMPATHY)]
+    with torch.no_grad():
+        group = model(pack_group(context, replies, suffixes)).reshape(3, 2)
+        single = torch.stack([torch.cat([model(pack_sequence(context + r + s)) for s in suffixes]) for r in replies])
+        partial = model(pack_group(context, replies[1:2], suffixes[1:]))
+    assert (group - single).abs().max() <= 2e-6
+    assert (group[1, 1] - partial[0]).abs() <= 2e-6
+
+
+def test_negative_controls_are_off(model):
+    """A plain causal mask, or positions that run on, must show: otherwise the tests above prove nothing."""
+    tree = encode_session(SESSION, ASKS, RENDER)[0][0]
+    n_trunk = tree.tokens - len(tree.mask_BT)
+    causal = replace(tree, mask_BT=torch.ones(tree.tokens, tree.tokens, dtype=torch.bool).tril()[n_trunk:])
+    running = replace(tree, position_ids_T=torch.arange(tree.tokens))
+    with torch.no_grad():
+        right = model(tree)
+        assert (model(causal) - right).abs().max() > 1e-3
+        assert (model(running) - right).abs().max() > 1e-4
+
+
+def test_context_only_asks_about_an_empty_reply(model):
+    ask = Ask(6, Dimension.CRISIS, reply=False)
+    tree = encode_session(SESSION, [ask], RENDER)[0][0]
+    single = pack_sequence(RENDER.sequence(context_of(SESSION, 6), "", Dimension.CRISIS))
+    with torch.no_grad():
+        assert (model(tree) - model(single)).abs().max() <= 2e-6
+
+
+def test_windows_of_a_long_session_equal_the_naive_form_on_the_same_windows(model):
+    render = Renderer(tiny_tokenizer(), 330, 100)
+    asks = [Ask(t.turn, Dimension.EMPATHY) for t in SESSION.turns]
+    trees, order = encode_session(SESSION, asks, render)
+    assert len(trees) > 2 and sorted(order) == sorted(asks)
+    assert max(tree.tokens - len(tree.mask_BT) for tree in trees) <= render.max_trunk
+    lengths = [len(render.client(t.client) + render.therapist(t.therapist)) for t in SESSION.turns]
+    start_of = {t: w.start for w in windows(lengths, range(11), render.max_trunk) for t in w.scored}
+    with torch.no_grad():
+        packed = torch.cat([model(tree) for tree in trees])
+        for ask, reward in zip(order, packed, strict=True):
+            window = context_of(SESSION, ask.turn)[2 * start_of[ask.turn - 1] :]
+            ids = RENDER.sequence(window, SESSION.turns[ask.turn - 1].therapist, ask.dimension)
+            assert abs(model(pack_sequence(ids))[0] - reward) <= 2e-6
+
+
+def test_windows_by_hand():
+    assert windows([5, 5, 5], [0, 2], 15) == [Window(0, 3, (0, 2))]
+    assert windows([5, 5, 5, 5], [1], 15) == [Window(0, 2, (1,))]
+    assert windows([4, 4, 4, 4, 4], [0, 2, 4], 12) == [Window(0, 3, (0, 2)), Window(4, 5, (4,))]
+    assert windows([2, 2, 2, 2, 2, 2], [1, 5], 8) == [Window(0, 2, (1,)), Window(4, 6, (5,))]
+    with pytest.raises(ValueError, match="turn 1 has 9 tokens"):
+        windows([1, 9], [1], 8)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(20, 60), st.data())
+def test_windows_hold_each_scored_turn_once_within_the_budget(lengths, budget, data):
+    scored = data.draw(st.sets(st.integers(0, len(lengths) - 1), min_size=1))
+    found = windows(lengths, sorted(scored), budget)
+    assert [t for w in found for t in w.scored] == sorted(scored)
+    for w in found:
+        assert sum(lengths[w.start : w.stop]) <= budget
+        assert all(w.start <= t < w.stop for t in w.scored)
+    if sum(lengths[: max(scored) + 1]) <= budget:
+        assert len(found) == 1 and found[0].start == 0

@@ -76,57 +76,60 @@ def forget_if_stale(run_dir: Path, inputs: list[Path], config: ReportConfig) -> 
 
 
 def compose(run_dir: Path) -> str:
-    """The page's HTML; writes figures/*.png on the way."""
+    """The page's HTML; writes figures/*.png on the way.
+
+    Raises:
+        UserError: a file that lacks a number the page prints.
+    """
     from psychepass import report_figures
 
+    try:
+        facts = read_facts(run_dir)
+        figures, curves = report_figures.draw(run_dir, facts["s"], facts["ratings"], facts["accuracies"])
+        template = _environment().get_template("report.html.j2")
+        return template.render(**facts, figures=figures, curves=curves)
+    except (KeyError, jinja2.UndefinedError) as e:
+        raise UserError(f"{run_dir}: a file of this run lacks what the report prints: {e}; run its stage again") from e
+
+
+def read_facts(run_dir: Path) -> dict[str, Any]:
+    """Everything that the template prints, but for the figures, by the template's names."""
     summary = records.read_json(run_dir / "heldout" / "summary.json")
     ratings = records.read_json(run_dir / "ratings.json")
-    metrics = records.read_json(run_dir / "reward_model" / "metrics.json")
     judges = records.read_json(run_dir / "judge.json")
     stages = report_data.manifests(run_dir)
     sessions = records.read(run_dir / "heldout" / "sessions.jsonl", Session)
-    accuracies = report_data.accuracies(metrics)
-
-    figures, curves = report_figures.draw(run_dir, summary, ratings, accuracies)
+    accuracies = report_data.accuracies(records.read_json(run_dir / "reward_model" / "metrics.json"))
     contestants = [r["contestant"] for r in ratings["overall"]]
-    machine = stages["heldout"]["machine"]
-    try:
-        return (
-            _environment()
-            .get_template("report.html.j2")
-            .render(
-                name=run_dir.resolve().name,
-                ended=stages["heldout"]["ended"],
-                s=summary,
-                headline=report_data.headline(summary),
-                words=report_data.WORDS,
-                statement_run=STATEMENT_RUN,
-                labels=report_data.LABELS,
-                drift_labels=DRIFT_LABELS,
-                contents=CONTENTS,
-                judge=judges["judge"],
-                shadow_judge=judges["shadow"],
-                ratings=ratings,
-                contestants=contestants,
-                heat=heat(ratings, contestants),
-                before_after=before_after(summary),
-                accuracy=accuracies[0][1],
-                longer=next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
-                accuracies=accuracies,
-                t=report_data.transcripts(sessions, summary),
-                figures=figures,
-                curves=curves,
-                stages=stages,
-                total_seconds=sum(m["seconds"] for m in stages.values()),
-                versions=", ".join(f"{k} {v}" for k, v in stages["heldout"]["versions"].items()),
-                machine=f"{machine['platform']}, {machine['cpus']} CPUs",
-                counts=report_data.counts(records.read_json(run_dir / "data.json")),
-                overrides=records.read_json(run_dir / "grpo" / "overrides.json"),
-                openings=records.read_json(run_dir.parent / report_data.OPENINGS),
-            )
-        )
-    except (KeyError, jinja2.UndefinedError) as e:
-        raise UserError(f"{run_dir}: a file of this run lacks what the report prints: {e}; run its stage again") from e
+    last = stages["heldout"]
+    return {
+        "name": run_dir.resolve().name,
+        "ended": last["ended"],
+        "s": summary,
+        "headline": report_data.headline(summary),
+        "words": report_data.WORDS,
+        "statement_run": STATEMENT_RUN,
+        "labels": report_data.LABELS,
+        "drift_labels": DRIFT_LABELS,
+        "contents": CONTENTS,
+        "judge": judges["judge"],
+        "shadow_judge": judges["shadow"],
+        "ratings": ratings,
+        "contestants": contestants,
+        "heat": heat(ratings, contestants),
+        "before_after": before_after(summary),
+        "accuracy": accuracies[0][1],
+        "longer": next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
+        "accuracies": accuracies,
+        "t": report_data.transcripts(sessions, summary),
+        "stages": stages,
+        "total_seconds": sum(m["seconds"] for m in stages.values()),
+        "versions": ", ".join(f"{k} {v}" for k, v in last["versions"].items()),
+        "machine": f"{last['machine']['platform']}, {last['machine']['cpus']} CPUs",
+        "data": records.read_json(run_dir / "data.json"),
+        "overrides": records.read_json(run_dir / "grpo" / "overrides.json"),
+        "openings": records.read_json(run_dir.parent / report_data.OPENINGS),
+    }
 
 
 def before_after(summary: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
@@ -156,6 +159,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["ordered"] = lambda table: [(m, table[m]) for m in MEASURES if m in table]
     environment.filters |= {
         "number": number,
         "percent": percent,

@@ -205,12 +205,3 @@ def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         rows.append((place, list(LABELS).index(last) if last in LABELS else 0, label, row))
     rows.sort(key=lambda r: r[:2])
     return [(label, row) for *_, label, row in rows]
-
-
-def counts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """data.json as (name, value), nested names joined."""
-    rows = []
-    for key, value in tree.items():
-        name = f"{prefix}, {key}" if prefix else str(key)
-        rows += counts(value, name) if isinstance(value, Mapping) else [(name.replace("_", " "), str(value))]
-    return rows

@@ -81,6 +81,11 @@ class StageRun:
         self.manifest["notes"] |= facts
         self._write()
 
+    def abandon(self) -> None:
+        """Forget a first start that found a fault before it made anything, so that a mended config may follow."""
+        if self.manifest["starts"] == 1:
+            self.path.unlink(missing_ok=True)
+
     def end(self, seconds: float) -> None:
         self.manifest["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] += round(seconds, 2)

@@ -65,7 +65,8 @@ class SlotCache(Cache):
         self.rows = slice(0, 0)
         self.positions_NT = torch.empty(0, 0, dtype=torch.long)
         self.end = 0
-        super().__init__(layers=[SlotLayer(self) for _ in range(n_layers)])
+        self.slot_layers = [SlotLayer(self) for _ in range(n_layers)]
+        super().__init__(layers=[*self.slot_layers])
 
     def aim(self, rows: slice, positions_NT: torch.Tensor) -> torch.Tensor:
         """Direct the next forward pass to the slots `rows`; returns its mask [N, 1, T, S].
@@ -79,14 +80,14 @@ class SlotCache(Cache):
 
     def swap(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` positions of two slots."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for buffer_NHSD in (layer.keys, layer.values):
                 if buffer_NHSD is not None:
                     buffer_NHSD[[a, b], :, :length] = buffer_NHSD[[b, a], :, :length]
 
     def repeat(self, n_filled: int, length: int) -> None:
         """Copy the first `length` positions of slots 0..n_filled-1 to all later blocks of that many slots."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for buffer_NHSD in (layer.keys, layer.values):
                 assert buffer_NHSD is not None
                 filled_NHSD = buffer_NHSD[:n_filled, :, :length]

@@ -292,8 +292,9 @@ def _common(held: Sequence[int], prompt: Sequence[int]) -> int:
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
-    if not found:
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    found: list[Any] = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    ids = frozenset(i for i in found if isinstance(i, int))
+    if not ids:
         raise UserError(f"{tokenizer.name_or_path}: neither tokenizer nor generation config names an end token")
-    return frozenset(int(i) for i in found)  # pyright: ignore[reportArgumentType]
+    return ids

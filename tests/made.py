@@ -18,8 +18,11 @@ from psychepass.schema import (
     Session,
     Turn,
     Verdict,
+    content_hash,
 )
+from rollout_env.therapist import system_prompt
 
+TARGET_WORDS = 30
 CLIENT = Identity(name="client", kind="scripted", family="client")
 JUDGE = JudgeIdentity(name="reference", model="rules", rubric_version="1", order_free=True)
 LLM_JUDGE = JudgeIdentity(name="llm", model="some-model", rubric_version="1")
@@ -44,7 +47,8 @@ WORDS = ("today", "the", "house", "was", "quiet", "again", "and", "nobody", "ask
 
 
 def identity(name: str, family: str | None = None, seed: int = 0) -> Identity:
-    return Identity(name=name, kind="rules", family=family or name, seed=seed)
+    prompt_hash = content_hash(system_prompt("paper", TARGET_WORDS))
+    return Identity(name=name, kind="local", family=family or name, prompt_hash=prompt_hash, seed=seed)
 
 
 def plain_reply(rng: random.Random, turn: int) -> str:
@@ -79,7 +83,7 @@ def session(
         split=split,  # type: ignore[arg-type]
         therapist=therapist,
         client=CLIENT,
-        target_words=30,
+        target_words=TARGET_WORDS,
         seed=seed,
         turns=turns,
     )

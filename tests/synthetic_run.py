@@ -87,9 +87,7 @@ def make(run_dir: Path, flag: bool = True, effect: float = 0.45) -> Path:
     tau = {d.value: 0.05 for d in Dimension}
     records.write_json(run_dir / "judge.json", {r: j.model_dump(mode="json") | {"tau": tau} for r, j in JUDGES.items()})
     records.write_json(run_dir / "ratings.json", _ratings(rng))
-    records.write_json(
-        run_dir / "data.json", {"pairs": {"train": 912, "test": 540}, "kept_share": 0.31, "logprob_band": [-3.1, -0.6]}
-    )
+    records.write_json(run_dir / "data.json", _data())
     _training(run_dir, rng)
     for stage in ("simulate", "tournament", "data", "rm", "rm-eval", "grpo", "heldout"):
         with stage_run(stage, StageConfig(run=str(run_dir), seed=3)):
@@ -225,6 +223,20 @@ def _ratings(rng: random.Random) -> dict[str, Any]:
         "graph": {"overall": "ok"},
         "overall": rows(70),
         "dimensions": {d.value: rows(45) for d in Dimension},
+    }
+
+
+def _data() -> dict[str, Any]:
+    rewarded = [d.value for d in Dimension if d is not Dimension.DIVERSITY]
+    table = {d: {str(int(p)): 10 * (i + 1) + int(p) for p in Phase} for i, d in enumerate(rewarded)}
+    pairs = {"n": 1452, "train": 912, "test": 540, "matches": 144, "verdicts": 1728, "kept_share": 0.31}
+    return {
+        "pairs": pairs | {"dimensions": dict.fromkeys(rewarded, 132)},
+        "prompts": {"train": table, "dev": table},
+        "prompts_n": {"train": 120, "dev": 96},
+        "prompts_with_cut_history": 7,
+        "logprob_band": [-3.1, -0.6],
+        "logprob_band_n": 192,
     }
 
 

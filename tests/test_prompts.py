@@ -7,8 +7,9 @@ from transformers import AutoTokenizer
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message
+from rollout_env.therapist import chat_ids
 from tests.made import PLAN, identity, session
-from training.prompts import dimensions_of, parquet_rows, policy_ids, prompts_of, require_safety, tally
+from training.prompts import dimensions_of, parquet_rows, prompts_of, require_safety, tally
 
 SYSTEM = "You are a counselor."
 BASE = session("p1", identity("base"))
@@ -71,23 +72,23 @@ def test_parquet_rows_have_verls_columns_and_keep_the_dimension_from_the_policy(
     assert "crisis" not in str(row["prompt"])
 
 
-def test_policy_ids_equal_the_chat_template_with_thinking_off(shared_dir):
+def test_chat_ids_equal_the_chat_template_with_thinking_off(shared_dir):
     tokenizer = AutoTokenizer.from_pretrained(shared_dir / "tokenizers" / "qwen3")
     messages = prompts_of([BASE], SYSTEM, words, 10_000)[3].messages
     said = [m.model_dump() for m in messages]
     template = tokenizer.apply_chat_template(
         said, tokenize=True, add_generation_prompt=True, enable_thinking=False, return_dict=False
     )
-    ids = policy_ids(tokenizer, messages)
+    ids = chat_ids(tokenizer, messages)
     assert ids == template
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     thinking = tokenizer.apply_chat_template(said, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert ids != thinking
 
 
-def test_policy_ids_work_with_any_template():
+def test_chat_ids_work_with_any_template():
     from tests.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    ids = policy_ids(tokenizer, [Message(role="user", content="I feel so tired.")])
+    ids = chat_ids(tokenizer, [Message(role="user", content="I feel so tired.")])
     assert tokenizer.decode(ids) == "<|im_start|>user\nI feel so tired.<|im_end|>\n<|im_start|>assistant\n"

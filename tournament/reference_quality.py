@@ -11,7 +11,7 @@ import re
 
 from tournament.lexicon import Lexicon
 from tournament.reference_context import Text, TurnContext
-from tournament.textfeatures import FINISHED, english, longest_shared_run, ngrams, plain, tokens
+from tournament.textfeatures import FINISHED, english, ngrams, plain, tokens
 
 ROLE_LABEL = re.compile(
     r"(?:^|[\n.!?]\s*)\W*(?:therapist|counsell?or|client|patient|user|assistant|system|human|ai|me|you|bot|doctor)\s*:",
@@ -19,7 +19,6 @@ ROLE_LABEL = re.compile(
 )
 BRACKETS = re.compile(r"[\[\](){}<>]")
 MARKDOWN = re.compile(r"\*|__|`|~~|\||^\s*#|^\s*[-+•]\s|^\s*\d+[.)]\s|https?://", re.MULTILINE)
-MAX_COPIED_RUN = 6
 
 
 def quality(context: TurnContext, lexicon: Lexicon) -> tuple[float, str]:
@@ -32,12 +31,13 @@ def quality(context: TurnContext, lexicon: Lexicon) -> tuple[float, str]:
 def quality_terms(context: TurnContext, lexicon: Lexicon) -> dict[str, float]:
     """Every term by name, each in [0, 1]."""
     reply = context.reply
+    # a shared 7-gram is a copied run of more than six words
     return {
         "length": length_term(len(reply.words), context.target_words),
         "finished": 1.0 if FINISHED.search(plain(reply.text).rstrip()) else 0.5,
         "repetition": float(repeated_share(reply.words) <= 0.10),
         "self-copy": float(all(overlap(reply, earlier) <= 0.5 for earlier in context.replies)),
-        "client-copy": float(_copied_run(context) <= MAX_COPIED_RUN),
+        "client-copy": float(all(not reply.grams_7 & line.grams_7 for line in (context.line, *context.lines))),
         "function words": float(0.30 <= function_share(reply.text) <= 0.65),
         "form": float(not has_markup(reply.text)),
         "boilerplate": _boilerplate_term(context, lexicon),
@@ -60,10 +60,11 @@ def repeated_share(words: list[str]) -> float:
 
 def overlap(left: Text, right: Text) -> float:
     """Jaccard index of the 4-gram sets; texts too short for one are compared whole."""
-    a, b = set(ngrams(left.words, 4)), set(ngrams(right.words, 4))
+    a, b = left.grams_4, right.grams_4
     if not a or not b:
         return float(left.words == right.words)
-    return len(a & b) / len(a | b)
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
 
 
 def function_share(text: str) -> float:
@@ -75,15 +76,6 @@ def function_share(text: str) -> float:
 def has_markup(text: str) -> bool:
     """A role label, a bracket or markdown."""
     return any(p.search(plain(text)) for p in (ROLE_LABEL, BRACKETS, MARKDOWN))
-
-
-def _copied_run(context: TurnContext) -> int:
-    """Longest run of words shared with one line of the client; lines without a common 7-gram are skipped."""
-    grams = set(ngrams(context.reply.words, MAX_COPIED_RUN + 1))
-    for line in (context.line, *context.lines):
-        if grams & set(ngrams(line.words, MAX_COPIED_RUN + 1)):
-            return longest_shared_run(context.reply.words, line.words)
-    return 0
 
 
 def _boilerplate_term(context: TurnContext, lexicon: Lexicon) -> float:

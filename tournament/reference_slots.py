@@ -3,9 +3,10 @@
 A slot is a yes-or-no question to one sentence. Each sentence fills at most one slot, so f is the size
 of a maximum matching between sentences and slots over the number of slots. A sentence can fill a slot
 only if it has a verb in a plausible word order and a link to this probe:
-  own      it shares a content stem with the client's line or a word of the probe's targets
+  own      it shares a content stem with the client's line or a word of the probe's targets; at a Crisis
+           turn also if it names the risk or asks about safety, at an Ethics turn if it names the request
   near     it points back ("that", "it", "them") to an own-linked sentence at most two before
-  carried  it stands within two sentences of an own-linked one and addresses someone or points
+  carried  it stands beside an own-linked sentence, or up to three off and speaks to or of someone
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import pairwise
 from psychepass.schema import Dimension as D
 from tournament.lexicon import Cues, Hit, Lexicon
 from tournament.reference_context import TurnContext
-from tournament.textfeatures import Sentence, english, stem, verb_stems, weak_stems
+from tournament.textfeatures import Sentence, english, function_words, stem, verb_stems, weak_stems
 
 SECOND_PERSON = english()["second_person"]
 SAYING = frozenset(stem(w) for w in ("say", "word", "call", "hear", "tell", "sound"))
@@ -47,7 +48,7 @@ class Reading:
         if any(_contains(s, value) for value in c.target_stems("subject")):
             return True
         if c.dimension is D.CRISIS:
-            return self.lexicon["concern"].has(s)
+            return self.lexicon["concern"].has(s) or safety_question(s, self.lexicon["safety"])
         if c.dimension is not D.ETHICS:
             return False
         about_request = bool(self.lexicon.of("request", c.key("request")).hits(s))
@@ -58,8 +59,10 @@ class Reading:
         return s.number in self.own or (not english()["anaphors"].isdisjoint(s.words) and bool(self.own & back))
 
     def carried(self, s: Sentence) -> bool:
-        close = {s.number + i for i in (-2, -1, 1, 2)}
-        return s.number in self.own or (not english()["address"].isdisjoint(s.words) and bool(self.own & close))
+        if self.own & {s.number - 1, s.number, s.number + 1}:
+            return True
+        addresses = not english()["address"].isdisjoint(s.words) or is_imperative(s)
+        return addresses and any(abs(s.number - n) <= 3 for n in self.own)
 
     def asserts(self, name: str, s: Sentence) -> bool:
         return self.lexicon[name].has(s)
@@ -105,13 +108,21 @@ def slots_of(dimension: D, context: TurnContext) -> tuple[Slot, ...]:
 # --- helpers ------------------------------------------------------------------------------------
 
 
+def is_imperative(s: Sentence) -> bool:
+    first = s.stems[1] if s.words[0] == "please" and len(s.words) > 1 else s.stems[0]
+    return not s.is_question and first in verb_stems() - english()["auxiliaries"]
+
+
 def _contains(s: Sentence, value: tuple[str, ...]) -> bool:
     return f" {' '.join(value)} " in s.stemmed
 
 
 def _about_client(s: Sentence) -> bool:
     """Speaks of the client: "you", or no "I" beyond an opening such as "I wonder"."""
-    return not SECOND_PERSON.isdisjoint(s.words) or not {"i", "me", "my"} & set(s.words[2:])
+    if not SECOND_PERSON.isdisjoint(s.words):
+        return True
+    perceives = s.words[0] == "i" and s.words[1] in english()["perceiving"]
+    return not {"i", "me", "my"} & set(s.words[1:] if perceives else s.words)
 
 
 def _unsaid(hits: list[Hit], r: Reading) -> bool:
@@ -153,11 +164,13 @@ def _reflection(s: Sentence, r: Reading) -> bool:
     linked = s.content() & r.context.line.content
     if not linked or contradicts(s, frozenset(linked), r.context):
         return False
+    function = function_words()
+    verbs_and_adverbs = english()["auxiliaries"] | english()["particles"] | {"never"}
     for i, word in enumerate(s.words):
         if word == "your" and i < len(s.words) - 1 and "you" not in s.words:
             return True
-        following = s.stems[i + 1 : i + 4]
-        if word == "you" and following and following[0] not in english()["advice"] and verb_stems() & set(following):
+        after = s.words[i + 1] if i + 1 < len(s.words) else "of"
+        if word == "you" and after not in english()["advice"] and (after in verbs_and_adverbs or after not in function):
             return True
     return False
 
@@ -196,11 +209,18 @@ def proposes(s: Sentence, r: Reading) -> bool:
     """Puts an action forward: "you could", a proposal cue, or an imperative."""
     if any(a == "you" and b in english()["proposing"] for a, b in pairwise(s.words)):
         return True
-    return r.asserts("proposal", s) or (not s.is_question and s.stems[0] in verb_stems() - english()["auxiliaries"])
+    return r.asserts("proposal", s) or is_imperative(s)
+
+
+def action_positions(s: Sentence, r: Reading) -> set[int]:
+    """Where an action cue stands as a verb: not behind a determiner ("a call") or negated."""
+    nominal = english()["articles"] | english()["possessives"] | {"this", "that", "one", "each", "every", "phone"}
+    starts = {h.start for h in r.lexicon["action"].asserted(s)}
+    return {i for i in starts if i == 0 or s.words[i - 1] not in nominal}
 
 
 def _action(s: Sentence, r: Reading) -> bool:
-    return r.asserts("action", s) and proposes(s, r) and r.carried(s)
+    return bool(action_positions(s, r)) and proposes(s, r) and r.carried(s)
 
 
 def _amount(s: Sentence, r: Reading) -> bool:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from psychepass.schema import Dimension as D
 from psychepass.schema import Phase
-from tournament.reference_slots import SLOTS, Reading, contradicts, fact_matched, proposes
+from tournament.reference_slots import SLOTS, Reading, action_positions, contradicts, fact_matched, proposes
 from tournament.textfeatures import Sentence, english, stem, verb_stems, weak_stems
 
 FRAME_MEMORY = 5  # turns
@@ -91,8 +91,7 @@ def _actions(s: Sentence, r: Reading) -> set[int]:
         if t in full_verbs and (i in after_cue or i in s.breaks or (i > 0 and s.words[i - 1] in {"and", "or"}))
     }
     heads = {i for i in listed if i > 0 or s.stems[i] not in {"try", "start", "begin"}}
-    cued = {h.start for h in r.lexicon["action"].asserted(s)}
-    return heads | {i for i in cued if not heads & {i - 1, i + 1}}
+    return heads | {i for i in action_positions(s, r) if not heads & {i - 1, i + 1}}
 
 
 def _reframing(r: Reading, filled: Mapping[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,16 +40,7 @@ def summarise(
     `battles` by role, "judge" and "shadow": base against aligned, and base against base (its seeds).
     `checks` by policy, "base" and "aligned": every reply.
     """
-    aligned_ids = {s.id for s in aligned}
-    first_seed = {s.id for s in base if s.seed == min(b.seed for b in base)}
-    tables, repeats, found = {}, {}, {}
-    for role, of_role in battles.items():
-        judge = of_role[0].judge.name
-        across = [b for b in of_role if {b.session_a, b.session_b} & aligned_ids]
-        found[role] = comparison.outcomes(across, aligned_ids)
-        tables[role] = comparison.table(found[role], judge, seed)
-        within = [b for b in of_role if not {b.session_a, b.session_b} & aligned_ids]
-        repeats[role] = comparison.table(comparison.outcomes(within, first_seed), judge, seed)
+    tables, repeats, found = _judged(base, aligned, battles, seed)
     gated = {r: {d: comparison.scores(found[r], d.value) for d in gate.GATED} for r in found}
     judged = sum(map(len, battles.values())) + failures
     return {
@@ -71,11 +63,32 @@ def summarise(
     }
 
 
+def _judged(
+    base: Sequence[Session], aligned: Sequence[Session], battles: Mapping[str, Sequence[Battle]], seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, comparison.Outcomes]]:
+    """By role: the table of aligned against base, of base against base, and the outcomes of the first."""
+    aligned_ids = {s.id for s in aligned}
+    first_seed = {s.id for s in base if s.seed == min(b.seed for b in base)}
+    tables, repeats, found = {}, {}, {}
+    for role, of_role in battles.items():
+        judge = of_role[0].judge.name
+        across = [b for b in of_role if {b.session_a, b.session_b} & aligned_ids]
+        within = [b for b in of_role if not {b.session_a, b.session_b} & aligned_ids]
+        found[role] = comparison.outcomes(across, aligned_ids)
+        tables[role] = comparison.table(found[role], judge, seed)
+        repeats[role] = comparison.table(comparison.outcomes(within, first_seed), judge, seed)
+    return tables, repeats, found
+
+
 def reward_table(rewards: Sequence[PromptRewards], base: str, aligned: str, seed: int = 0) -> dict[str, Any]:
     """Mean reward on the same prompts: over dimensions, samples and prompts of a client, then over clients.
 
     `low` and `high` bound the paired difference by sign-flip inversion, null where so few clients bound nothing.
+    A prompt that one policy left unanswered is left out for both.
     """
+    answered = Counter((r.session, r.turn) for r in rewards if r.replies)
+    empty = sum(max(len(r.replies) for r in rewards) - len(r.replies) for r in rewards)
+    rewards = [r for r in rewards if answered[r.session, r.turn] == 2]
     by_client: dict[str, dict[str, list[float]]] = {}
     for r in rewards:
         by_client.setdefault(r.profile_id, {base: [], aligned: []})[r.policy].append(r.mean)
@@ -95,6 +108,7 @@ def reward_table(rewards: Sequence[PromptRewards], base: str, aligned: str, seed
         "n": ends["n"],
         "prompts": len({(r.session, r.turn) for r in rewards}),
         "samples": max(len(r.replies) for r in rewards),
+        "empty_replies": empty,
         "model": rewards[0].model,
         "clients": clients,
         "dimensions": _by_dimension(rewards, base, aligned, seed),

@@ -38,7 +38,7 @@ CONTRACTIONS = {
 ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'d": " would", "'m": " am"}
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*|\d+|[,;:\u2014\u2013]|--")
 RAW_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
+SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"')\]])\s+|\n+")
 FINISHED = re.compile(r"(?<!\.)[.!?][\"')\]]*$")
 TITLES = re.compile(r"\b(Dr|Mr|Mrs|Ms|St)\.")
 CLAUSE_BREAKS = frozenset({"but", "though", "although", "however", "yet"})
@@ -177,13 +177,14 @@ class Sentence:
     def negated(self, position: int) -> bool:
         """Does a negator reach the word at `position`: one of the four words before it in its clause?
 
-        "Or" passes the reach on: "you do not want rest or any kind of praise".
+        "Or" passes the reach on ("you do not want rest or any praise"), and an opinion carries it to the
+        end of the clause ("I would not say that it is only …").
         """
-        for i in range(position - 1, max(-1, position - 5), -1):
+        for i in range(position - 1, -1, -1):
             if i + 1 in self.breaks:
                 return False
             if self.words[i] in NEGATORS and not self._harmless(i):
-                return True
+                return position - i <= 4 or self.words[i + 1] in english()["opining"]
             if self.words[i] in {"or", "nor"}:
                 return self.negated(i)
         return False
@@ -202,6 +203,7 @@ class Sentence:
         return self.words[:n]
 
 
+SUBJECTS = frozenset({"i", "you", "we", "they", "he", "she"})
 NEGATORS = english()["negators"] | {"instead", "rather", "nobody"}
 
 
@@ -221,7 +223,9 @@ def parse_sentence(text: str, number: int = 1) -> Sentence:
             breaks.add(position)
         position += token != ","
     stems = [stem(w) for w in words]
-    has_verb = any(s in verb_stems() for s in stems)
+    has_verb = any(s in verb_stems() for s in stems) or any(
+        a in SUBJECTS and b not in function_words() for a, b in pairwise(words)
+    )
     return Sentence(
         number=number,
         text=text,
@@ -253,15 +257,3 @@ def is_list(stream: list[str]) -> bool:
 
 def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def longest_shared_run(left: list[str], right: list[str]) -> int:
-    """Length in words of the longest run that stands in both lists."""
-    best, previous = 0, [0] * (len(right) + 1)
-    for word in left:
-        current = [0] * (len(right) + 1)
-        for j, other in enumerate(right, start=1):
-            if word == other:
-                current[j] = previous[j - 1] + 1
-        best, previous = max(best, *current), current
-    return best

@@ -18,13 +18,6 @@ REQUIRED = (Dimension.CRISIS, Dimension.ETHICS)
 Overlong = Literal["cut", "drop"]
 
 
-def policy_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """What the policy reads: the tokenizer's own chat template with thinking off, ready to be answered."""
-    said = [{"role": m.role, "content": m.content} for m in messages]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
 def dimensions_of(probed: Dimension | None) -> tuple[Dimension, ...]:
     """What a turn's reply is scored on: its probe if it has one, then Empathy and Engagement."""
     return ALWAYS if probed is None or probed in ALWAYS else (probed, *ALWAYS)

@@ -1,0 +1,127 @@
+"""Sessions and pairs as tensors: what one training step, or one evaluated client, works on.
+
+A client's sessions are encoded once and every pair of that client reads the rewards it needs, so the cost grows
+with the number of sessions, not of comparisons (notes/reward-model.md).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from psychepass.schema import Dimension, PreferencePair, Session, Side
+from reward_model.packing import Branch, Packed, pack, windows
+from training.render import Renderer
+
+
+class Ask(NamedTuple):
+    """One reward: a turn's reply on a dimension; with `reply` false the reply is left empty (context only)."""
+
+    turn: int
+    dimension: Dimension
+    reply: bool = True
+
+
+def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) -> tuple[list[Packed], list[Ask]]:
+    """The session's windows as trees, and the asks in the order of their scores.
+
+    Raises:
+        ValueError: an ask for a turn that the session does not have, or a turn over the token budget.
+    """
+    lines = [renderer.client(t.client) for t in session.turns]
+    turns = [line + renderer.therapist(t.therapist) for line, t in zip(lines, session.turns, strict=True)]
+    index = {t.turn: i for i, t in enumerate(session.turns)}
+    missing = [a.turn for a in asks if a.turn not in index]
+    if missing:
+        raise ValueError(f"session {session.id}: no turn {missing[0]}")
+    empty = renderer.therapist("")
+    budget = renderer.max_trunk - len(renderer.head)
+    trees, order = [], []
+    for window in windows([len(t) for t in turns], [index[a.turn] for a in asks], budget):
+        starts = [len(renderer.head)]
+        for turn in turns[window.start : window.stop]:
+            starts.append(starts[-1] + len(turn))
+        branches = []
+        for ask in asks:
+            i = index[ask.turn]
+            if i not in window.scored:
+                continue
+            start, suffix = starts[i - window.start], renderer.dimension(ask.dimension)
+            if ask.reply:
+                branches.append(Branch(suffix, parent=-1, attach=start + len(turns[i])))
+            else:
+                branches.append(Branch(empty + suffix, parent=-1, attach=start + len(lines[i])))
+            order.append(ask)
+        trees.append(pack(sum(turns[window.start : window.stop], renderer.head), branches))
+    return trees, order
+
+
+@dataclass(frozen=True)
+class ClientStep:
+    """One client's trees and pairs. A row of `chosen_PS` holds 1/n at the n rewards of that side, else 0."""
+
+    profile_id: str
+    trees: tuple[Packed, ...]
+    chosen_PS: torch.Tensor
+    rejected_PS: torch.Tensor
+    weight_P: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return sum(t.tokens for t in self.trees)
+
+
+def client_steps(
+    pairs: Iterable[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer
+) -> list[ClientStep]:
+    """A step for each client that has pairs, by profile id."""
+    by_client: dict[str, list[PreferencePair]] = defaultdict(list)
+    for pair in pairs:
+        by_client[pair.profile_id].append(pair)
+    return [_step(profile, by_client[profile], sessions, renderer) for profile in sorted(by_client)]
+
+
+def _step(
+    profile_id: str, pairs: list[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer
+) -> ClientStep:
+    asks: dict[str, dict[Ask, None]] = defaultdict(dict)
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            asks[side.session] |= dict.fromkeys(Ask(t, pair.dimension) for t in side.turns)
+    trees: list[Packed] = []
+    slot: dict[tuple[str, Ask], int] = {}
+    for session_id in sorted(asks):
+        encoded, order = encode_session(sessions[session_id], list(asks[session_id]), renderer)
+        trees += encoded
+        for ask in order:
+            slot[session_id, ask] = len(slot)
+
+    def rows(sides: list[tuple[Side, Dimension]]) -> torch.Tensor:
+        matrix_PS = torch.zeros(len(sides), len(slot))
+        for row, (side, dimension) in zip(matrix_PS, sides, strict=True):
+            for turn in side.turns:
+                row[slot[side.session, Ask(turn, dimension)]] = 1 / len(side.turns)
+        return matrix_PS
+
+    return ClientStep(
+        profile_id=profile_id,
+        trees=tuple(trees),
+        chosen_PS=rows([(p.chosen, p.dimension) for p in pairs]),
+        rejected_PS=rows([(p.rejected, p.dimension) for p in pairs]),
+        weight_P=torch.tensor([p.weight for p in pairs]),
+    )
+
+
+def join(steps: Sequence[ClientStep]) -> ClientStep:
+    """Several clients as one step: one loss over all their pairs, so that a pair's weight is global."""
+    return ClientStep(
+        profile_id="+".join(s.profile_id for s in steps),
+        trees=tuple(t for s in steps for t in s.trees),
+        chosen_PS=torch.block_diag(*(s.chosen_PS for s in steps)),
+        rejected_PS=torch.block_diag(*(s.rejected_PS for s in steps)),
+        weight_P=torch.cat([s.weight_P for s in steps]),
+    )

@@ -1,0 +1,210 @@
+"""The reward model: the lower layers of a causal language model and a scalar fp32 head on chosen tokens.
+
+A saved model is a folder: the backbone as any Hugging Face model (config.json, model.safetensors), its
+tokenizer, head.safetensors, and reward_model.json, which is written last and says how texts are rendered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attend
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from psychepass import records
+from psychepass.errors import UserError
+from psychepass.schema import Frozen
+from reward_model.packing import Packed
+from training.render import Renderer
+
+ATTENTION = "psychepass_tree"
+CARD = "reward_model.json"
+HEAD_STD = 0.02
+
+
+class Card(Frozen):
+    """What a saved model says of itself; `model` is its id: the base's name and a hash of the weights."""
+
+    model: str
+    base: str
+    layers: int
+    max_length: int
+    max_response: int
+
+
+def tree_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a packed tree: the trunk is causal, the branches read `attention_mask` [1, 1, B, T].
+
+    query [1, H, T, E]; key and value may have fewer heads (grouped queries). Returns [1, T, H, E].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    n_trunk = query.shape[2] - attention_mask.shape[2]
+    trunk = attend(query[:, :, :n_trunk], key[:, :, :n_trunk], value[:, :, :n_trunk], is_causal=True, scale=scaling)
+    branches = attend(query[:, :, n_trunk:], key, value, attn_mask=attention_mask, scale=scaling)
+    return torch.cat([trunk, branches], dim=2).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, tree_attention)
+
+
+class RewardModel(nn.Module):
+    """`backbone` is a decoder without a language-model head; `head` maps a hidden state to a raw reward."""
+
+    backbone: PreTrainedModel
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Linear):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        """Raw fp32 rewards [S] of one tree."""
+        hidden_TH = self.backbone(
+            input_ids=packed.input_ids_T[None],
+            position_ids=packed.position_ids_T[None],
+            attention_mask=packed.mask_BT[None, None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            return self.head(hidden_TH[packed.score_index_S].float())[:, 0]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The backbone's decoder layers, lowest first."""
+        layers = self.backbone.get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def train_top(self, layers: int | None) -> None:
+        """Leave only the top `layers` layers, the last norm and the head trainable; None trains everything."""
+        if layers is None:
+            return
+        if layers > len(self.layers):
+            raise UserError(f"train_layers = {layers}, but the backbone has {len(self.layers)} layers")
+        self.backbone.requires_grad_(False)
+        top = list(self.layers)[len(self.layers) - layers :]
+        for part in (*top, self.backbone.get_submodule("norm")):
+            part.requires_grad_(True)
+
+
+def from_base(path: str | Path, layers: int | None, seed: int) -> RewardModel:
+    """The first `layers` layers (None: all) of a causal language model in fp32, with a new head.
+
+    Raises:
+        UserError: more layers than the model has, or layers with a sliding window.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise UserError(f"layers = {layers}: {path} has {config.num_hidden_layers}")
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    backbone = _backbone(path, config)
+    head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
+    return RewardModel(backbone, head)
+
+
+def _backbone(path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
+        raise UserError(f"{path}: layers of types {sorted(set(config.layer_types))}; only full_attention is supported")
+    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if getattr(config, name, None):
+            setattr(config, name, 0.0)
+    with _quiet():
+        return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, attn_implementation=ATTENTION)
+
+
+@contextmanager
+def _quiet():
+    """transformers shows a bar, and lists every layer that is left out on purpose; its errors still show."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def save(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str, max_length: int, max_response: int
+) -> Card:
+    """Write all of the model but its card; `finish` ends it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    with _quiet():
+        model.backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
+    name = f"{Path(base).name}-rm@{_weights_hash(folder)}"
+    return Card(model=name, base=base, layers=len(model.layers), max_length=max_length, max_response=max_response)
+
+
+def finish(model: RewardModel, folder: Path, card: Card) -> None:
+    """Check that what can be read again, the head above all, is what was trained; then write the card."""
+    again, _ = _read(folder)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.cpu(), again.state_dict()[name]), f"{folder}: {name} changed when it was saved"
+    records.write_json(folder / CARD, card.model_dump(mode="json"))
+
+
+def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer, Card]:
+    """A saved model in evaluation mode, and the renderer that it was trained with.
+
+    Raises:
+        UserError: no finished reward model there, or weights that the card does not name.
+    """
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
+    card = Card.model_validate(json.loads((folder / CARD).read_text()))
+    if not card.model.endswith(f"@{_weights_hash(folder)}"):
+        raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
+    model, tokenizer = _read(folder)
+    renderer = Renderer(tokenizer, card.max_length, card.max_response)
+    return model.to(device).eval(), renderer, card
+
+
+def _read(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+    backbone = _backbone(folder, AutoConfig.from_pretrained(folder))
+    weight = load_file(folder / "head.safetensors")["weight"]
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.load_state_dict({"weight": weight})
+    return RewardModel(backbone, head), AutoTokenizer.from_pretrained(folder)
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,130 @@
+"""Stage `rm`: train the Bradley-Terry reward model with the Hugging Face Trainer (paper, section 3.3 and D.3).
+
+A step is `clients_per_step` clients: their sessions are encoded once, and all their pairs read those rewards. A
+killed run goes on from its last whole checkpoint (one an epoch). This version trains in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from psychepass import records
+from psychepass.config import StageConfig, load
+from psychepass.errors import UserError
+from psychepass.run import StageRun, say, stage_run
+from psychepass.schema import PreferencePair, Session
+
+if TYPE_CHECKING:
+    from reward_model.model import Card
+
+FOLDER = "reward_model"
+LOG = "train_log.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class RMConfig(StageConfig):
+    """`base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
+    backbone; `train_layers`: how many of those, from the top, are trained (null: all). `max_response` tokens
+    of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:
+    the memory of one window instead of a whole step's. `validation_clients` of the train clients are held
+    aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null means `learning_rate`.
+    """
+
+    base: str
+    layers: int | None = Field(default=None, ge=1)
+    train_layers: int | None = Field(default=None, ge=0)
+    max_length: int = Field(ge=32)
+    max_response: int = Field(ge=8)
+    precision: Literal["fp32", "bf16"]
+    learning_rate: float = Field(gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    epochs: int = Field(ge=1)
+    clients_per_step: int = Field(ge=1)
+    two_pass: bool
+    centering: float = Field(ge=0)
+    validation_clients: int = Field(ge=0)
+
+
+def main(config_path: str, overrides: list[str]) -> None:
+    config = load(RMConfig, config_path, overrides)
+    run_dir = Path(config.run)
+    inputs = [run_dir / "pairs.jsonl", run_dir / "sessions.jsonl"]
+    with stage_run("rm", config, inputs) as run:
+        if run.done:
+            return
+        folder = run_dir / FOLDER
+        if not (folder / "reward_model.json").is_file():
+            try:
+                train(config, run, folder)
+            except UserError:
+                if not (folder / LOG).is_file():
+                    run.abandon()
+                raise
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def train(config: RMConfig, run: StageRun, folder: Path) -> None:
+    """Train, choose the epoch, save the model and its card."""
+    refuse_several_devices()
+    pairs = [p for p in records.read(run.dir / "pairs.jsonl", PreferencePair) if p.split == "train"]
+    clients = {p.profile_id for p in pairs}
+    if len(clients) <= config.validation_clients:
+        raise UserError(
+            f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
+            f"{config.validation_clients} leaves none to train on"
+        )
+    needed = {side.session for p in pairs for side in (p.chosen, p.rejected)}
+    sessions = {s.id: s for s in records.iterate(run.dir / "sessions.jsonl", Session) if s.id in needed}
+    lost = sorted(needed - sessions.keys())
+    if lost:
+        raise UserError(f"{run.dir}/sessions.jsonl: {len(lost)} sessions of pairs.jsonl are missing, e.g. {lost[0]}")
+    os.environ["WANDB_MODE"] = config.wandb or "disabled"
+
+    from reward_model.trainer import fit
+
+    say(f"rm: {len(pairs)} pairs of {len(clients)} clients, {len(sessions)} sessions; base {config.base}")
+    card, selection = fit(config, pairs, sessions, folder)
+    run.note(model=card.model, epoch=selection.epoch, validation=selection.validation, pairs=len(pairs))
+    say(f"rm: {card.model} in {folder}")
+
+
+def refuse_several_devices() -> None:
+    """Raises UserError under a launcher with several processes, where gradients would be weighted wrongly."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise UserError(f"stage rm trains in one process in this version, but WORLD_SIZE is {world}")
+
+
+def write_card(folder: Path, config: RMConfig, card: Card, epoch: float, n_pairs: int, n_clients: int) -> None:
+    """The model card: what the scores mean, and what they do not."""
+    validated = f"epoch {epoch:g}, chosen on {config.validation_clients} train clients held aside"
+    kept = validated if config.validation_clients else f"the last of {config.epochs} epochs, fixed beforehand"
+    records.write_atomic(
+        folder / "README.md",
+        f"""---
+license: apache-2.0
+base_model: {config.base}
+tags: [reward-model, psychepass]
+---
+# PsychePass reward model {card.model}
+
+Gives a raw score to (conversation, reply, dimension) for 11 therapeutic dimensions; only the difference of two
+scores on the same conversation and dimension means something. Base {config.base}, {card.layers} layers and a scalar
+fp32 head; Bradley-Terry loss on {n_pairs} judged pairs of {n_clients} fictional clients; {kept}.
+Accuracy on test clients, beside its baselines: metrics.json. Loss by step: {LOG}.
+
+Load with `reward_model.model.load(folder)`, or serve with `psychepass serve-rm`.
+
+Research software. Clients are fictional; replies are machine-written and may be harmful. Not for use with people
+in distress; does not replace a clinician. The scores repeat what a judge preferred; a reference judge's verdicts
+describe text features, not therapeutic competence. If someone may be in danger, contact local emergency services.
+""",
+    )

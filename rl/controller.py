@@ -1,0 +1,53 @@
+"""verl's single controller, run in the stage's own process. Importing this imports verl and torch."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+from verl.utils.config import validate_config
+
+from rl.trainer import GRPOTrainer
+
+
+def fit(config: DictConfig, folder: Path, band: tuple[float, float] | None) -> None:
+    """Validate the config, build workers, rollout and agent loop, train; Ray must be running.
+
+    Does what verl's TaskRunnerV1.run does. What verl prints goes to verl.log in `folder`.
+    """
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    with (folder / "verl.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        _fit(config, folder, band)
+
+
+def _fit(config: DictConfig, folder: Path, band: tuple[float, float] | None) -> None:
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    config.transfer_queue.enable = True
+    OmegaConf.resolve(config)
+    tq.init(config.transfer_queue)
+    trainer: Any = None
+    succeeded = False
+    try:
+        trainer = GRPOTrainer(config, folder, band)
+        trainer.init()
+        agent_loops: Any = AgentLoopManagerTQ.create(
+            config=config,
+            llm_client=trainer.get_llm_client(),
+            teacher_client=trainer.get_teacher_client(),
+            reward_loop_worker_handles=trainer.get_reward_handles(),
+        )
+        trainer.fit(agent_loops)
+        succeeded = True
+    finally:
+        tracking = getattr(trainer, "logger", None)
+        if tracking is not None:
+            tracking.finish(exit_code=0 if succeeded else 1)
+        tq.close()

@@ -1,0 +1,201 @@
+"""Three therapists made of rules: a reflector, an adviser and an explorer.
+
+They read what any therapist reads, the conversation so far, and nothing of the script. A reply depends on
+the conversation and the session's seed alone. Their words are in prompts/rules.yaml; risk lines get a
+question about safety and a way to human help before anything else.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+from psychepass.schema import content_hash
+from psychepass.splits import words
+from rollout_env.prompts import read_prompt
+
+RuleName = Literal["reflector", "adviser", "explorer"]
+Exchange = tuple[str, str]  # (client line, therapist reply)
+
+SWAPS = {
+    "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself", "am": "are", "i'm": "you're",
+    "i've": "you've", "i'd": "you'd", "i'll": "you'll", "you": "I", "your": "my", "yours": "mine", "yourself": "myself",
+    "we": "you", "us": "you", "our": "your", "ours": "yours",
+}  # fmt: skip
+VERB = re.compile(
+    r"(?:is|was|are|were|has|had|says?|said|'s|'ll|'d|\w{2,}ed|can't|\w+n't|does|did|will|would|went|got|left)$"
+)
+BELIEF = re.compile(
+    r"\b(?:never|nothing|nobody|no one|always|everything|fail\w*|ruin\w*|useless|worthless|only|can't)\b"
+)
+
+
+@cache
+def bank() -> dict[str, Any]:
+    """prompts/rules.yaml."""
+    return yaml.safe_load(read_prompt("rules.yaml"))
+
+
+@cache
+def _cue(*path: str) -> re.Pattern[str]:
+    found: Any = bank()["cues"]
+    for name in path:
+        found = found[name]
+    return re.compile("|".join(found))
+
+
+@cache
+def _words(name: Literal["stop", "dangling"]) -> frozenset[str]:
+    return frozenset(bank()[name].split())
+
+
+def bank_hash() -> str:
+    """Identifies the wording."""
+    return content_hash(read_prompt("rules.yaml"))
+
+
+def answer(rules: RuleName, history: Sequence[Exchange], client: str, seed: int) -> str:
+    """The reply to `client` after `history`, 15 to 40 words."""
+    turn, text, before = len(history), client.lower(), history[-1][0].lower() if history else ""
+    if _cue("crisis").search(text):
+        parts = bank()["crisis"]
+        return " ".join(_pick(parts[k], turn, seed, f"{rules}{k}") for k in ("concern", "ask", "help"))
+    if _cue("crisis").search(before):
+        return _pick(bank()["follow_up"], turn, seed, rules)
+    for kind in bank()["cues"]["boundary"] if _cue("request").search(text) else ():
+        if _cue("boundary", kind).search(text):
+            return _pick(bank()["boundary"][kind], turn, seed, rules)
+    return {"reflector": _reflector, "adviser": _adviser, "explorer": _explorer}[rules](history, client, seed)
+
+
+def _reflector(history: Sequence[Exchange], client: str, seed: int) -> str:
+    part, turn = bank()["reflector"], len(history)
+    clause, topic = mirrored(client), topic_of(client, history, seed)
+    if clause is None:
+        return _pick(part["neutral"], turn, seed, "neutral").format(topic=topic)
+    reflection = _pick(part["reflect"], turn, seed, "reflect").format(
+        clause=clause, feeling=_feeling(client, turn, seed)
+    )
+    earlier, close = recalled(client, history), _pick(part["close"], turn, seed, "close")
+    with_recall = f"{reflection} {part['recall'].format(earlier=earlier)}"
+    return _capital(with_recall if earlier and len(with_recall.split()) <= 40 else f"{reflection} {close}")
+
+
+def _adviser(history: Sequence[Exchange], client: str, seed: int) -> str:
+    part, turn = bank()["adviser"], len(history)
+    lead, advice, check = (_pick(part[k], turn, seed, k) for k in ("lead", "advice", "check"))
+    return f"{lead.format(topic=topic_of(client, history, seed))} {advice} {check}"
+
+
+def _explorer(history: Sequence[Exchange], client: str, seed: int) -> str:
+    part, turn = bank()["explorer"], len(history)
+    clause, topic = mirrored(client), topic_of(client, history, seed)
+    earlier = recalled(client, history)
+    lead = _pick(part["lead"], turn, seed, "lead").format(topic=topic)
+    if earlier:
+        return f"{lead} {part['recall'].format(earlier=earlier)}"
+    if clause is None:
+        return f"{lead} {_pick(part['open'], turn, seed, 'open').format(topic=topic)}"
+    kind = "belief" if BELIEF.search(clause.lower()) else "event"
+    return f"{lead} {_pick(part[kind], turn, seed, kind).format(clause=clause)}"
+
+
+def _pick(options: Sequence[str], turn: int, seed: int, name: str) -> str:
+    """Option number `turn` of an order drawn by seed and name: no repeat before the list is used up."""
+    order = list(options)
+    random.Random(f"{seed}:{name}").shuffle(order)
+    return order[turn % len(order)]
+
+
+def _feeling(client: str, turn: int, seed: int) -> str:
+    text = client.lower()
+    for cues, names in bank()["feelings"]:
+        unsaid = [n for n in names if n not in text]
+        if unsaid and any(re.search(rf"\b{cue}", text) for cue in cues):
+            return unsaid[(turn + seed) % len(unsaid)]
+    raise AssertionError("the last entry fits every line")
+
+
+def mirrored(client: str) -> str | None:
+    """A piece of the line about its speaker, at most 10 words, seen from the listener's side.
+
+    No more than 6 words in a row stay as they were: a reflection is not a copy.
+    """
+    best: tuple[int, str] | None = None
+    for sentence in re.split(r"(?<=[.!?])\s+", client):
+        if sentence.endswith("?"):
+            continue
+        for clause in re.split(
+            r"[,;:.!—–]+|\s-\s|\s(?:and|but|because|so|till|until|though|if|when|where)\s", sentence
+        ):
+            tokens = re.findall(r"[\w'’-]+", clause)
+            if (
+                not 3 <= len(tokens) <= 10
+                or tokens[-1].lower() in _words("dangling") | _words("stop")
+                or not _about_self(tokens)
+            ):
+                continue
+            swapped = [_swapped(t) for t in tokens]
+            if _longest_same(tokens, swapped) > 6:
+                continue
+            swapped = [_agree(before, t) for before, t in zip(["", *swapped], swapped, strict=False)]
+            score = sum(t.lower() not in _words("stop") for t in tokens) + 3 * bool(BELIEF.search(clause.lower()))
+            if best is None or score > best[0]:
+                best = (score, " ".join(swapped))
+    return best[1] if best else None
+
+
+def _about_self(tokens: Sequence[str]) -> bool:
+    first = tokens[0].lower().replace("’", "'")
+    if first in ("my", "our"):
+        return any(VERB.search(t.lower()) for t in tokens[2:4])
+    return first == "we" or (first in SWAPS and first.startswith("i"))
+
+
+def _swapped(token: str) -> str:
+    return SWAPS.get(token.lower().replace("’", "'"), token)
+
+
+def _agree(before: str, token: str) -> str:
+    return "were" if before == "you" and token == "was" else token
+
+
+def _longest_same(left: Sequence[str], right: Sequence[str]) -> int:
+    longest = run = 0
+    for a, b in zip(left, right, strict=True):
+        run = run + 1 if a == b else 0
+        longest = max(longest, run)
+    return longest
+
+
+def topic_of(client: str, history: Sequence[Exchange], seed: int) -> str:
+    """«your sister»: whom or what the client last called theirs, among the bank's topics; else «all of this»."""
+    known = "|".join(bank()["topics"])
+    for line in (client, *(said for said, _ in reversed(history[-3:]))):
+        if found := re.search(rf"\b(?:my|our) ((?:(?:little|old|older|younger|late) )?(?:{known}))\b", line.lower()):
+            return f"your {found.group(1)}"
+    return _pick(bank()["no_topic"], len(history), seed, "no_topic")
+
+
+def recalled(client: str, history: Sequence[Exchange]) -> str | None:
+    """A mirrored piece of the earlier line that shares at least two telling words with this one."""
+    if not re.search(r"\b(?:again|that|same|those|remember|earlier|usual|used to|told you)\b", client.lower()):
+        return None
+    now = {w[:5] for w in words(client) if w not in _words("stop") and len(w) > 3}
+    best: tuple[int, str] | None = None
+    for said, _ in history[:-1]:
+        piece = mirrored(said)
+        shared = len(now & {w[:5] for w in words(said) if w not in _words("stop") and len(w) > 3})
+        if piece and shared >= 2 and (best is None or shared > best[0]):
+            best = (shared, piece)
+    return best[1] if best else None
+
+
+def _capital(text: str) -> str:
+    """Capital letters at the start of each sentence, and for I."""
+    return re.sub(r"(^|[.!?]\s+)([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)

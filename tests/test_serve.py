@@ -1,0 +1,285 @@
+"""The scorer over real HTTP on the loopback: equal rewards, clear refusals, and a client that refuses nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import ValidationError
+
+from psychepass import records
+from psychepass.errors import UserError
+from psychepass.schema import Dimension, Message
+from psychepass.scoring import ScoreGroup, Scorer
+from reward_model import model as models
+from reward_model.scorer import GroupScorer
+from reward_model.serve import listen, make_app
+from tests.conftest import ROOT
+from tests.tiny import tiny_model, tiny_tokenizer
+from training.render import Renderer
+
+
+def group(
+    *lines: str, responses=("You feel tired.", "Go on."), dimensions=("empathy", "crisis", "memory")
+) -> ScoreGroup:
+    context = tuple(
+        Message(role="assistant" if i % 2 else "user", content=x) for i, x in enumerate(lines or ("Hello.",))
+    )
+    return ScoreGroup(context=context, responses=responses, dimensions=tuple(Dimension(d) for d in dimensions))
+
+
+GROUPS = [
+    group("I can't sleep.", "You lie awake.", "Yes, every night."),
+    group("Nobody asks.", responses=("", "That hurts.", "What do you miss?"), dimensions=("trauma",)),
+]
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory) -> GroupScorer:
+    base = tiny_model(tmp_path_factory.mktemp("serve"))
+    model = models.from_base(base, 2, seed=0)
+    return GroupScorer(model, Renderer(tiny_tokenizer(), 256, 64), "tiny-rm@0")
+
+
+@contextmanager
+def served(scorer: GroupScorer, max_requests: int = 8):
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(scorer, max_requests), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def url(scorer):
+    with served(scorer) as address:
+        yield address
+
+
+@contextmanager
+def answering(*answers: tuple[int, object]):
+    """A server that gives these answers to POST in turn, the last one for ever."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = left.pop(0) if len(left) > 1 else left[0]
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+# --- the service -------------------------------------------------------------------------------
+
+
+def test_served_rewards_equal_those_in_process_exactly(scorer, url):
+    client = Scorer(url, 20)
+    assert client.score(GROUPS) == scorer.score(GROUPS)
+    assert client.model == "tiny-rm@0" == client.health()
+    assert asyncio.run(client.ascore(GROUPS)) == scorer.score(GROUPS)
+    assert client.score([]) == []
+
+
+def test_partial_groups_score_the_same(scorer):
+    whole = scorer.score(GROUPS[:1])[0]
+    part = scorer.score([GROUPS[0].model_copy(update={"responses": GROUPS[0].responses[1:]})])[0]
+    assert part[0] == pytest.approx(whole[1], abs=2e-6)
+
+
+def test_concurrent_requests_get_their_own_rewards(scorer, url):
+    asked = [group("I am tired.", responses=tuple(f"Reply {i} to you." for i in range(n + 1))) for n in range(12)]
+    expected = [scorer.score([g]) for g in asked]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda g: Scorer(url, 20).score([g]), asked)) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "groups: Field required"),
+        ({"groups": [{"context": [], "responses": ["a"], "dimensions": ["empathy"]}]}, "groups.0.context"),
+        (
+            {"groups": [{"context": [{"role": "user", "content": "a"}], "responses": [], "dimensions": ["empathy"]}]},
+            "at least 1",
+        ),
+        (
+            {"groups": [{"context": [{"role": "user", "content": "a"}], "responses": ["a"], "dimensions": ["charm"]}]},
+            "'charm'",
+        ),
+        (
+            {
+                "groups": [
+                    {"context": [{"role": "assistant", "content": "a"}], "responses": ["a"], "dimensions": ["crisis"]}
+                ]
+            },
+            "context must be user",
+        ),
+        (
+            {
+                "groups": [
+                    {"context": [{"role": "user", "content": "a"}], "responses": ["a " * 99], "dimensions": ["crisis"]}
+                ]
+            },
+            "longer than max_response = 64",
+        ),
+    ],
+)
+def test_bad_input_gets_422_and_one_sentence(url, body, said):
+    reply = httpx.post(f"{url}/score", json=body, trust_env=False)
+    assert reply.status_code == 422
+    assert said in reply.json()["error"] and "\n" not in reply.json()["error"]
+
+
+def test_text_that_is_not_json_gets_422(url):
+    reply = httpx.post(f"{url}/score", content=b"{nope", headers={"content-type": "application/json"}, trust_env=False)
+    assert reply.status_code == 422 and "JSON" in reply.json()["error"]
+
+
+def test_overload_is_503_and_the_client_tries_again(scorer):
+    with served(scorer, max_requests=1) as address:
+        scorer._lock.acquire()
+        try:
+            waiting = threading.Thread(target=lambda: Scorer(address, 20).score(GROUPS))
+            waiting.start()
+            deadline = time.monotonic() + 10
+            status = 0
+            while status != 503 and time.monotonic() < deadline:
+                body = {"groups": [g.model_dump(mode="json") for g in GROUPS[:1]]}
+                try:
+                    status = httpx.post(f"{address}/score", json=body, timeout=0.5, trust_env=False).status_code
+                except httpx.TimeoutException:  # it came before the other one
+                    continue
+            assert status == 503
+        finally:
+            scorer._lock.release()
+        assert Scorer(address, 20).score(GROUPS) == scorer.score(GROUPS)
+        waiting.join()
+
+
+def test_the_stage_serves_and_takes_its_address_away_again(scorer, tmp_path):
+    tokenizer = tiny_tokenizer()
+    folder = tmp_path / "reward_model"
+    card = models.save(scorer.model, tokenizer, folder, "tiny", 256, 64)
+    models.finish(scorer.model, folder, card)
+    config = tmp_path / "serve.yaml"
+    config.write_text(json.dumps({"run": str(tmp_path)}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psychepass.cli", "serve-rm", str(config)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        client = Scorer.of_run(tmp_path, timeout_s=60)
+        assert client.model == card.model
+        assert client.score(GROUPS)[0][0] == pytest.approx(scorer.score(GROUPS)[0][0], abs=1e-6)
+        assert records.read_json(tmp_path / "scorer.json")["pid"] == process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+    assert not (tmp_path / "scorer.json").exists()
+
+
+def test_a_taken_port_is_one_clear_error():
+    with served_port() as port, pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
+        listen("127.0.0.1", port)
+
+
+@contextmanager
+def served_port():
+    taken = listen("127.0.0.1", 0)
+    try:
+        yield taken.getsockname()[1]
+    finally:
+        taken.close()
+
+
+# --- the client --------------------------------------------------------------------------------
+
+
+def test_groups_must_end_with_the_client():
+    with pytest.raises(ValidationError, match="context must be user"):
+        group("Hello.", "Hi.")
+    with pytest.raises(ValidationError, match="context must be user"):
+        ScoreGroup(context=(Message(role="system", content="x"),), responses=("a",), dimensions=(Dimension.EMPATHY,))
+
+
+def test_a_scorer_that_is_down_is_named_within_the_time_limit(tmp_path):
+    with served_port() as port:
+        address = f"http://127.0.0.1:{port}"
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=rf"scorer {address} gave no rewards within 0.3 s \(last: ConnectError"):
+        Scorer(address, 0.3).score(GROUPS)
+    with pytest.raises(UserError, match=r"no rewards within 0.3 s"):
+        asyncio.run(Scorer(address, 0.3).ascore(GROUPS))
+    with pytest.raises(UserError, match=f"no healthy scorer at {address} within 0.3 s"):
+        Scorer.of_run(tmp_path, address, 0.3)
+    with pytest.raises(UserError, match=r"no healthy scorer at the address in .*scorer.json within 0.3 s"):
+        Scorer.of_run(tmp_path, timeout_s=0.3)
+    assert time.monotonic() - begun < 5
+
+
+def test_another_model_at_the_address_is_refused(url, tmp_path):
+    records.write_json(tmp_path / "scorer.json", {"url": url, "pid": 1, "model": "other"})
+    with pytest.raises(UserError, match="answers for model 'tiny-rm@0', not 'other'"):
+        Scorer.of_run(tmp_path, timeout_s=0.3)
+    with pytest.raises(UserError, match="changed its model from 'other' to 'tiny-rm@0'"):
+        Scorer(url, 20, model="other").score(GROUPS)
+
+
+def test_a_busy_scorer_is_asked_again():
+    rewards = {"model": "m", "rewards": [[[1, 2, 3], [4, 5, 6]]]}
+    with answering((503, {"error": "busy"}), (502, b"bad gateway"), (200, rewards)) as address:
+        assert Scorer(address, 20).score(GROUPS[:1]) == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, b"<html>", "not JSON"),
+        (200, ["m"], "expected 'model' and 'rewards'"),
+        (200, {"rewards": []}, "expected 'model' and 'rewards'"),
+        (200, {"model": "m", "rewards": []}, "expected rewards of 1 groups"),
+        (200, {"model": "m", "rewards": [[[1, 2, 3]]]}, "are not 2 responses x 3 dimensions"),
+        (200, {"model": "m", "rewards": [[[1, 2, 3], [1, 2]]]}, "are not 2 responses x 3 dimensions"),
+        (200, {"model": "m", "rewards": [[[1, 2, 3], [1, 2, None]]]}, "holds None; a reward is a finite number"),
+        (200, {"model": "m", "rewards": [[[1, 2, 3], [1, 2, "9"]]]}, "holds '9'"),
+        (200, {"model": "m", "rewards": [[[1, 2, 3], [1, 2, True]]]}, "holds True"),
+        (200, b'{"model": "m", "rewards": [[[1, 2, 3], [1, 2, NaN]]]}', "holds nan"),
+        (200, b'{"model": "m", "rewards": [[[1, 2, 3], [1, 2, Infinity]]]}', "holds inf"),
+        (422, {"error": "groups.0: too long"}, "status 422.*too long"),
+        (500, b"oops", "status 500: oops"),
+    ],
+)
+def test_nonsense_is_an_error_and_never_a_reward(status, body, said):
+    with answering((status, body)) as address, pytest.raises(UserError, match=said):
+        Scorer(address, 20).score(GROUPS[:1])

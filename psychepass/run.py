@@ -7,6 +7,7 @@ error that names the difference; a stage that has ended does nothing.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -112,12 +113,30 @@ def stage_run(
         say(f"{stage}: done before, nothing to do ({run.path})")
         yield run
         return
-    run.start()
-    seed_everything(config.seed)
-    begun = time.perf_counter()
-    yield run
-    run.end(time.perf_counter() - begun)
+    with _only_one(run):
+        run.start()
+        seed_everything(config.seed)
+        begun = time.perf_counter()
+        yield run
+        run.end(time.perf_counter() - begun)
     say(f"{stage}: done in {run.manifest['seconds']:.0f} s")
+
+
+@contextmanager
+def _only_one(run: StageRun) -> Iterator[None]:
+    """Two calls of a stage on one run directory would write over each other; the lock ends with its process."""
+    lock = run.path.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            raise UserError(f"{lock}: stage {run.stage} is running here already (process {f.read().strip()})") from None
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
 
 
 def say(text: str) -> None:

@@ -63,6 +63,7 @@ def main(config_path: str, overrides: list[str]) -> None:
     host, port = listener.getsockname()[:2]
     address = {"url": f"http://{host}:{port}", "pid": os.getpid(), "model": scorer.name}
     path = Path(config.run) / SCORER_FILE
+    stop_earlier(path)
     records.write_json(path, address)
     say(f"serve-rm: {scorer.name} at {address['url']} (address in {path})")
     server = uvicorn.Server(uvicorn.Config(make_app(scorer, config.max_requests), log_level="warning"))
@@ -73,6 +74,20 @@ def main(config_path: str, overrides: list[str]) -> None:
         listener.close()
         if path.is_file() and records.read_json(path) == address:
             path.unlink()
+
+
+def stop_earlier(path: Path) -> None:
+    """A run has one service: end the one that a killed caller left behind, if its process is still one."""
+    if not path.is_file():
+        return
+    pid = int(records.read_json(path)["pid"])
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return
+    if b"serve-rm" in command and pid != os.getpid():
+        say(f"serve-rm: stopping the earlier service of this run (process {pid})")
+        os.kill(pid, signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:

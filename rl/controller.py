@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ def fit(config: DictConfig, folder: Path, band: tuple[float, float] | None) -> N
     Does what verl's TaskRunnerV1.run does. What verl prints goes to verl.log in `folder`.
     """
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     with (folder / "verl.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
         _fit(config, folder, band)
 

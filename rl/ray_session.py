@@ -81,7 +81,7 @@ def _init(environment: dict[str, str], **kwargs: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**environment, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    _ray().init(runtime_env={"env_vars": variables}, log_to_driver=False, **kwargs)
+    _ray().init(runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR", **kwargs)
 
 
 def reap(folder: Path) -> None:

@@ -7,6 +7,7 @@ stage goes on from its last complete checkpoint.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def _train(config: GRPOConfig, files: Any, n_layers: int, band: tuple[float, flo
     OmegaConf.save(resolved, files.grpo / "verl.yaml")
     on_cpu = config.hardware == "cpu"
     with ray_session(files.grpo, verl_config.environment(config), config.workers, on_cpu, config.ray_address):
+        # of engines that are not installed, and of verl's own deprecated functions
+        warnings.filterwarnings("ignore", module=r"verl\.|torchdata\.")
         from rl.controller import fit
 
         fit(resolved, files.grpo, band)

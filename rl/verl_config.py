@@ -263,6 +263,8 @@ def environment(config: GRPOConfig) -> dict[str, str]:
             "VERL_USE_EXTERNAL_MODULES": "rl.verl_cpu",
             # Ray gives each process one thread otherwise
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // config.workers)),
+            "MALLOC_ARENA_MAX": "2",  # heaps a process: each thread's own one is never given back
+            "RAY_worker_niceness": "0",
             # the GPUs that Ray hands out are tokens: nothing is to be hidden from anyone
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }

@@ -9,6 +9,7 @@ N slots, H key-value heads, S positions, T new tokens, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,18 +63,20 @@ class SlotCache(Cache):
 
     def __init__(self, n_layers: int, n_slots: int):
         self.n_slots = n_slots
-        self.rows = slice(0, 0)
+        self.slots_N = torch.empty(0, dtype=torch.long)
+        self.prefix: int | None = None  # the slots aimed at are the first so many, in order
         self.positions_NT = torch.empty(0, 0, dtype=torch.long)
         self.end = 0
         self.slot_layers = [SlotLayer(self) for _ in range(n_layers)]
         super().__init__(layers=[*self.slot_layers])
 
-    def aim(self, rows: slice, positions_NT: torch.Tensor) -> torch.Tensor:
-        """Direct the next forward pass to the slots `rows`; returns its mask [N, 1, T, S].
+    def aim(self, slots: Sequence[int], positions_NT: torch.Tensor) -> torch.Tensor:
+        """Direct the next forward pass to some slots; returns its mask [N, 1, T, S].
 
         `positions_NT` is the place of each new token in its conversation, NOWHERE for padding.
         """
-        self.rows, self.positions_NT = rows, positions_NT
+        self.slots_N, self.positions_NT = torch.tensor(slots), positions_NT
+        self.prefix = len(slots) if list(slots) == list(range(len(slots))) else None
         self.end = int(positions_NT.max()) + 1
         # padding looks at position 0, because a row of the mask without any True gives NaN
         return torch.arange(self.end) <= positions_NT.clamp(min=0)[:, None, :, None]
@@ -112,13 +115,18 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new states [N, H, T, D]; returns views of all states of the slots, up to the longest."""
+        """Write the new states [N, H, T, D]; returns all states of the slots, up to the longest.
+
+        They are views if the slots are the first ones, which is always so when decoding.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._written(self.keys, key_states)
         self.values = self._written(self.values, value_states)
-        rows, end = self.cache.rows, self.cache.end
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
+        end, prefix = self.cache.end, self.cache.prefix
+        if prefix is None:
+            return self.keys[:, :, :end][self.cache.slots_N], self.values[:, :, :end][self.cache.slots_N]
+        return self.keys[:prefix, :, :end], self.values[:prefix, :, :end]
 
     def _written(self, buffer_NHSD: torch.Tensor | None, new_NHTD: torch.Tensor) -> torch.Tensor:
         assert buffer_NHSD is not None
@@ -128,8 +136,7 @@ class SlotLayer(CacheLayerMixin):
             grown = buffer_NHSD.new_zeros(n, h, capacity, d)
             grown[:, :, :s] = buffer_NHSD
             buffer_NHSD = grown
-        rows_N1 = torch.arange(self.cache.rows.start, self.cache.rows.stop)[:, None]
-        buffer_NHSD[rows_N1, :, self.cache.positions_NT] = new_NHTD.transpose(1, 2)
+        buffer_NHSD[self.cache.slots_N[:, None], :, self.cache.positions_NT] = new_NHTD.transpose(1, 2)
         return buffer_NHSD
 
     def get_seq_length(self) -> int:

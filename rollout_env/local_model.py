@@ -1,4 +1,4 @@
-"""Local weights answering many conversations in one batch, on a CPU as well as on a GPU node's host.
+"""Local weights answering many conversations in one batch, on a CPU.
 
 A conversation is asked with its whole prompt, as token ids. What of it the key-value cache already holds
 is not computed again, so the cache changes the cost and never the prompt: a template that rewrites earlier
@@ -153,12 +153,13 @@ class Chat:
         self.held = [list(short[row % n]) for row in range(len(self.held))]
 
     def _check_length(self, row: int, request: Request) -> None:
-        needed, limit = len(request.prompt_ids) + request.sampling.max_tokens, self.owner.context_tokens
-        if not request.prompt_ids:
+        prompt, reply, limit = len(request.prompt_ids), request.sampling.max_tokens, self.owner.context_tokens
+        if not prompt:
             raise ValueError(f"row {row}: an empty prompt")
-        if needed > limit:
-            raise UserError(f"a prompt of {len(request.prompt_ids)} tokens and a reply of up to "
-                            f"{request.sampling.max_tokens} exceed the model's context of {limit}")  # fmt: skip
+        if prompt + reply > limit:
+            raise UserError(
+                f"a prompt of {prompt} tokens and a reply of up to {reply} exceed the model's context of {limit}"
+            )
 
     def _to_front(self, rows: Sequence[int]) -> list[int]:
         """Move rows to slots 0..n-1; returns them in slot order. Empty rows take the order given."""
@@ -185,18 +186,20 @@ class Chat:
             kept = min(_common(self.held[row], prompt), len(prompt) - 1)
             self.held[row] = list(prompt[:kept])
             todo.append(prompt[kept:])
-        out, start = [], 0
-        while start < len(todo):
+        order = sorted(range(len(todo)), key=lambda slot: len(todo[slot]))  # little padding
+        parts, start = [], 0
+        while start < len(order):
             stop = start + 1
-            while stop < len(todo) and (stop + 1 - start) * max(map(len, todo[start : stop + 1])) <= PREFILL_TOKENS:
+            while stop < len(order) and (stop + 1 - start) * len(todo[order[stop]]) <= PREFILL_TOKENS:
                 stop += 1
-            out.append(self._forward(start, todo[start:stop], logits))
+            parts.append(self._forward(order[start:stop], [todo[slot] for slot in order[start:stop]], logits))
             start = stop
-        return torch.cat(out)
+        out = torch.cat(parts)
+        return out[torch.tensor(order).argsort()]
 
-    def _forward(self, start: int, new_ids: Sequence[Sequence[int]], logits: bool = True) -> torch.Tensor:
-        """One pass over new tokens of slots start.., padded on the left so that the last logits align."""
-        held = [self.held[self.row_at[start + i]] for i in range(len(new_ids))]
+    def _forward(self, slots: Sequence[int], new_ids: Sequence[Sequence[int]], logits: bool = True) -> torch.Tensor:
+        """One pass over new tokens of some slots, padded on the left so that the last logits align."""
+        held = [self.held[self.row_at[slot]] for slot in slots]
         n, width = len(new_ids), max(map(len, new_ids))
         ids_NT = torch.zeros(n, width, dtype=torch.long)
         positions_NT = torch.full((n, width), NOWHERE)
@@ -205,7 +208,7 @@ class Chat:
             positions_NT[i, width - len(ids) :] = torch.arange(len(held[i]), len(held[i]) + len(ids))
             held[i].extend(ids)
             self.encoded_tokens += len(ids)
-        mask_N1TS = self.cache.aim(slice(start, start + n), positions_NT)
+        mask_N1TS = self.cache.aim(slots, positions_NT)
         arguments = {
             "attention_mask": mask_N1TS,
             "position_ids": positions_NT.clamp(min=0),
@@ -230,7 +233,7 @@ class Chat:
                 self._swap(slot, n)
             if not n:
                 break
-            logits_NV = self._forward(0, [draws[row].ids[-1:] for row in self.row_at[:n]])
+            logits_NV = self._forward(range(n), [draws[row].ids[-1:] for row in self.row_at[:n]])
         return {row: draw.reply(self.owner.tokenizer) for row, draw in draws.items()}
 
 

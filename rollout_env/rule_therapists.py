@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -35,6 +35,11 @@ BELIEF = re.compile(
 )
 
 
+CLAUSE_END = re.compile(r"[,;:.!—–]+|\s-\s|\s(?:and|but|because|so|till|until|though|if|when|where)\s")
+NEUTRAL_WORDS = 12  # so short a line leaves the next step to the therapist
+COPIED_WORDS = 5  # in a row, and a word of the frame may follow
+
+
 @cache
 def bank() -> dict[str, Any]:
     """prompts/rules.yaml."""
@@ -50,8 +55,10 @@ def _cue(*path: str) -> re.Pattern[str]:
 
 
 @cache
-def _words(name: Literal["stop", "dangling"]) -> frozenset[str]:
-    return frozenset(bank()[name].split())
+def _words(name: Literal["stop", "dangling", "prepositions"]) -> frozenset[str]:
+    """`dangling` words cannot end a piece; they contain the `stop` words, which say little."""
+    extra = bank()["stop"] + " " if name == "dangling" else ""
+    return frozenset((extra + bank()[name]).split())
 
 
 def bank_hash() -> str:
@@ -75,12 +82,11 @@ def answer(rules: RuleName, history: Sequence[Exchange], client: str, seed: int)
 
 def _reflector(history: Sequence[Exchange], client: str, seed: int) -> str:
     part, turn = bank()["reflector"], len(history)
-    clause, topic = mirrored(client), topic_of(client, history, seed)
-    if clause is None:
+    clause, topic, feeling = mirrored(client), topic_of(client, history, seed), _feeling(client, turn, seed)
+    if clause is None and len(client.split()) <= NEUTRAL_WORDS:
         return _pick(part["neutral"], turn, seed, "neutral").format(topic=topic)
-    reflection = _pick(part["reflect"], turn, seed, "reflect").format(
-        clause=clause, feeling=_feeling(client, turn, seed)
-    )
+    kind = "reflect" if clause else "name"
+    reflection = _pick(part[kind], turn, seed, kind).format(clause=clause, topic=topic, feeling=feeling)
     earlier, close = recalled(client, history), _pick(part["close"], turn, seed, "close")
     with_recall = f"{reflection} {part['recall'].format(earlier=earlier)}"
     return _capital(with_recall if earlier and len(with_recall.split()) <= 40 else f"{reflection} {close}")
@@ -107,9 +113,13 @@ def _explorer(history: Sequence[Exchange], client: str, seed: int) -> str:
 
 def _pick(options: Sequence[str], turn: int, seed: int, name: str) -> str:
     """Option number `turn` of an order drawn by seed and name: no repeat before the list is used up."""
-    order = list(options)
-    random.Random(f"{seed}:{name}").shuffle(order)
-    return order[turn % len(order)]
+    order = _order(len(options), f"{seed}:{name}")
+    return options[order[turn % len(order)]]
+
+
+@cache
+def _order(n: int, seed: str) -> list[int]:
+    return random.Random(seed).sample(range(n), n)
 
 
 def _feeling(client: str, turn: int, seed: int) -> str:
@@ -122,39 +132,40 @@ def _feeling(client: str, turn: int, seed: int) -> str:
 
 
 def mirrored(client: str) -> str | None:
-    """A piece of the line about its speaker, at most 10 words, seen from the listener's side.
-
-    No more than 6 words in a row stay as they were: a reflection is not a copy.
-    """
+    """A piece of the line about its speaker, seen from the listener's side. Few words in a row stay as they were."""
     best: tuple[int, str] | None = None
-    for sentence in re.split(r"(?<=[.!?])\s+", client):
-        if sentence.endswith("?"):
+    for tokens in _clauses(client):
+        swapped = [_swapped(t) for t in tokens]
+        if _longest_same(tokens, swapped) > COPIED_WORDS:
             continue
-        for clause in re.split(
-            r"[,;:.!—–]+|\s-\s|\s(?:and|but|because|so|till|until|though|if|when|where)\s", sentence
-        ):
-            tokens = re.findall(r"[\w'’-]+", clause)
-            if (
-                not 3 <= len(tokens) <= 10
-                or tokens[-1].lower() in _words("dangling") | _words("stop")
-                or not _about_self(tokens)
-            ):
-                continue
-            swapped = [_swapped(t) for t in tokens]
-            if _longest_same(tokens, swapped) > 6:
-                continue
-            swapped = [_agree(before, t) for before, t in zip(["", *swapped], swapped, strict=False)]
-            score = sum(t.lower() not in _words("stop") for t in tokens) + 3 * bool(BELIEF.search(clause.lower()))
-            if best is None or score > best[0]:
-                best = (score, " ".join(swapped))
+        swapped = [_agree(before, t) for before, t in zip(["", *swapped], swapped, strict=False)]
+        telling = sum(t.lower() not in _words("stop") for t in tokens)
+        score = telling + 3 * bool(BELIEF.search(" ".join(tokens).lower()))
+        if best is None or score > best[0]:
+            best = (score, " ".join(swapped))
     return best[1] if best else None
 
 
-def _about_self(tokens: Sequence[str]) -> bool:
-    first = tokens[0].lower().replace("’", "'")
-    if first in ("my", "our"):
-        return any(VERB.search(t.lower()) for t in tokens[2:4])
-    return first == "we" or (first in SWAPS and first.startswith("i"))
+def _clauses(client: str) -> Iterator[list[str]]:
+    """Pieces of 3 to 10 words that say something about the speaker and ask nothing."""
+    for sentence in re.split(r"(?<=[.!?])\s+", client):
+        if sentence.endswith("?"):
+            continue
+        for clause in CLAUSE_END.split(sentence):
+            tokens = re.findall(r"[\w'’-]+", clause)
+            start = next((i for i, t in enumerate(tokens) if _is_i(t)), len(tokens))
+            if tokens and tokens[0].lower() in ("my", "our") and any(VERB.search(t.lower()) for t in tokens[2:4]):
+                start = 0
+            for end in range(start + 3, min(len(tokens), start + 10) + 1):
+                # a piece may stop early, before a preposition
+                whole = end == len(tokens) or tokens[end].lower() in _words("prepositions")
+                if whole and tokens[end - 1].lower() not in _words("dangling"):
+                    yield tokens[start:end]
+
+
+def _is_i(token: str) -> bool:
+    word = token.lower().replace("’", "'")
+    return word == "we" or (word in SWAPS and word.startswith("i"))
 
 
 def _swapped(token: str) -> str:
@@ -168,7 +179,7 @@ def _agree(before: str, token: str) -> str:
 def _longest_same(left: Sequence[str], right: Sequence[str]) -> int:
     longest = run = 0
     for a, b in zip(left, right, strict=True):
-        run = run + 1 if a == b else 0
+        run = run + len(words(a)) if a == b else 0
         longest = max(longest, run)
     return longest
 

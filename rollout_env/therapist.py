@@ -201,4 +201,4 @@ class LocalTherapists:
 
 def _answer(reply: Reply, prompt_tokens: int, seconds: float) -> Answer:
     usage = Usage(calls=1, prompt_tokens=prompt_tokens, completion_tokens=len(reply.ids), seconds=round(seconds, 4))
-    return Answer(reply.text.strip(), round(reply.logprob_mean, 6), usage)
+    return Answer(reply.text.strip(), round(reply.logprob_mean, 4), usage)

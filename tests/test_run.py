@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,14 @@ def test_a_missing_input_is_named(source: Path) -> None:
         stage_run("x", config(source), [missing]),
     ):
         raise AssertionError("must not run")
+
+
+def test_a_stage_runs_once_at_a_time(source: Path) -> None:
+    said = rf"x\.lock: stage x is running here already \(process {os.getpid()}\)"
+    with stage_run("x", config(source), [source]):
+        with pytest.raises(UserError, match=said), stage_run("x", config(source), [source]):
+            raise AssertionError("must not run")
+        with stage_run("y", config(source), [source]) as other:
+            assert not other.done
+    with stage_run("x", config(source), [source]) as run:
+        assert run.done

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -41,6 +42,8 @@ class CPUServer:
 
     def __init__(self, model_path: str, max_tokens: int, seed: int):
         self.local = LocalModel.load(model_path, threads=len(os.sched_getaffinity(0)))
+        # always the same thread: each one that computes gets its own OpenMP team and its own heap
+        self.computing = ThreadPoolExecutor(max_workers=1)
         self.max_tokens = max_tokens
         self.seed = seed
         self.global_steps = 0
@@ -78,7 +81,9 @@ class CPUServer:
             if self.waiting:
                 self.arrived.set()
             try:
-                replies = await asyncio.to_thread(self.local.generate, [request for request, _ in batch], MAX_BATCH)
+                requests = [request for request, _ in batch]
+                loop = asyncio.get_running_loop()
+                replies = await loop.run_in_executor(self.computing, self.local.generate, requests, MAX_BATCH)
                 for (_, waiter), reply in zip(batch, replies, strict=True):
                     waiter.set_result(self._output(reply))
             except Exception as e:

@@ -107,7 +107,7 @@ def main() -> int:
         before = running_stage(args.run)[0]
         code, seconds, peak = call(args.run, kill_at)
         print(
-            f"call (kill {kill_at}, begun in {before or 'order'}): exit {code}, {seconds:.0f} s, peak PSS {peak:.2f} GB",
+            f"call (kill {kill_at}, from {before or 'order'}): exit {code}, {seconds:.0f} s, peak PSS {peak:.2f} GB",
             flush=True,
         )
         if kill_at is None and code != 0:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from psychepass import records, weights
@@ -170,6 +170,7 @@ class PairTrainer(Trainer):
             eval_dataset=list(validation) or None,  # type: ignore[arg-type]
             data_collator=lambda steps: {"step": join(steps)},
         )
+        self.remove_callback(PrinterCallback)  # the bar and train_log.jsonl say it
         self.add_callback(Watch(self))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -1,7 +1,8 @@
-"""The CPU as a verl platform: gloo, one nameless device, and no-ops where an accelerator would act."""
+"""The CPU as a verl platform: gloo, one nameless device, and little where an accelerator would act."""
 
 from __future__ import annotations
 
+import ctypes
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,27 @@ from typing import Any
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
+
+
+def give_back() -> None:
+    """Return freed heap to the system: what takes the place of an accelerator's empty_cache.
+
+    Trainer and rollout server work by turns, so neither needs to hold what only its peak needed.
+    """
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL | None:
+    """glibc, or None where the C library has no malloc_trim (musl, macOS)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return libc if hasattr(libc, "malloc_trim") else None
+
+
+_LIBC = _libc()
 
 
 def _device_module() -> types.ModuleType:
@@ -21,11 +43,12 @@ def _device_module() -> types.ModuleType:
     def zero(*_: Any, **__: Any) -> int:
         return 0
 
-    for name in ("empty_cache", "synchronize", "set_device", "ipc_collect", "reset_peak_memory_stats", "manual_seed"):
+    for name in ("synchronize", "set_device", "ipc_collect", "reset_peak_memory_stats", "manual_seed"):
         setattr(module, name, nothing)
     for name in ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved"):
         setattr(module, name, zero)
     vars(module).update(
+        empty_cache=give_back,
         is_available=lambda: True,
         current_device=lambda: "cpu",
         device_count=lambda: 1,
@@ -76,7 +99,8 @@ class CPUPlatform(PlatformBase):
 
     def set_allocator_settings(self, settings: str) -> None: ...
 
-    def empty_cache(self) -> None: ...
+    def empty_cache(self) -> None:
+        give_back()
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None

@@ -21,6 +21,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from psychepass.schema import Sampling
+from rl.verl_cpu.platform import give_back
 from rollout_env.local_model import LocalModel, Reply, Request
 
 QUIET_S = 0.05  # a batch starts when this long no request has come
@@ -89,6 +90,7 @@ class CPUServer:
             except Exception as e:
                 for _, waiter in batch:
                     waiter.set_exception(e)
+            give_back()
 
     def _output(self, reply: Reply) -> TokenOutput:
         return TokenOutput(

@@ -35,9 +35,27 @@ BELIEF = re.compile(
 )
 
 
+# «the canteen door»: an article, one or two words, and an end
+THING = re.compile(
+    r"\b(?:the|my|our|that|this|an?) ((?:[a-z-]{3,} )?[a-z-]{4,})"
+    r"(?=[.,;:!?]| (?:and|but|with|without|in|on|at|off|now|again|comes|goes|is|was|before|after|when|from|to|of)\b)"
+)
 CLAUSE_END = re.compile(r"[,;:.!—–]+|\s-\s|\s(?:and|but|because|so|till|until|though|if|when|where)\s")
+MOST_WORDS = 40
 NEUTRAL_WORDS = 12  # so short a line leaves the next step to the therapist
 COPIED_WORDS = 5  # in a row, and a word of the frame may follow
+
+# what each says to a risk, and to a request that a counselor cannot grant, in this order
+CRISIS_PARTS = {
+    "reflector": ("concern", "ask", "help"),
+    "adviser": ("concern", "ask", "help", "distance"),
+    "explorer": ("stay", "ask", "help"),
+}
+BOUNDARY_PARTS = {
+    "reflector": ("warmth", "limit", "close"),
+    "adviser": ("limit", "alternative", "step"),
+    "explorer": ("limit", "warmth", "alternative"),
+}
 
 
 @cache
@@ -55,7 +73,7 @@ def _cue(*path: str) -> re.Pattern[str]:
 
 
 @cache
-def _words(name: Literal["stop", "dangling", "prepositions"]) -> frozenset[str]:
+def _words(name: Literal["stop", "dangling", "prepositions", "vague"]) -> frozenset[str]:
     """`dangling` words cannot end a piece; they contain the `stop` words, which say little."""
     extra = bank()["stop"] + " " if name == "dangling" else ""
     return frozenset((extra + bank()[name]).split())
@@ -70,45 +88,89 @@ def answer(rules: RuleName, history: Sequence[Exchange], client: str, seed: int)
     """The reply to `client` after `history`, 15 to 40 words."""
     turn, text, before = len(history), client.lower(), history[-1][0].lower() if history else ""
     if _cue("crisis").search(text):
-        parts = bank()["crisis"]
-        return " ".join(_pick(parts[k], turn, seed, f"{rules}{k}") for k in ("concern", "ask", "help"))
+        return _said("crisis", CRISIS_PARTS[rules], turn, seed, rules)
     if _cue("crisis").search(before):
         return _pick(bank()["follow_up"], turn, seed, rules)
     for kind in bank()["cues"]["boundary"] if _cue("request").search(text) else ():
         if _cue("boundary", kind).search(text):
-            return _pick(bank()["boundary"][kind], turn, seed, rules)
+            limit = _pick(bank()["boundary"]["limit"][kind], turn, seed, rules)
+            return " ".join(
+                limit if part == "limit" else _part("boundary", part, turn, seed, rules)
+                for part in BOUNDARY_PARTS[rules]
+            )
+    if rules in bank()["trauma"] and _cue("trauma").search(text):
+        return _pick(bank()["trauma"][rules], turn, seed, rules).format(topic=topic_of(client, history, seed))
     return {"reflector": _reflector, "adviser": _adviser, "explorer": _explorer}[rules](history, client, seed)
 
 
 def _reflector(history: Sequence[Exchange], client: str, seed: int) -> str:
     part, turn = bank()["reflector"], len(history)
     clause, topic, feeling = mirrored(client), topic_of(client, history, seed), _feeling(client, turn, seed)
-    if clause is None and len(client.split()) <= NEUTRAL_WORDS:
+    if clause is None and _is_neutral(client):
         return _pick(part["neutral"], turn, seed, "neutral").format(topic=topic)
     kind = "reflect" if clause else "name"
     reflection = _pick(part[kind], turn, seed, kind).format(clause=clause, topic=topic, feeling=feeling)
-    earlier, close = recalled(client, history), _pick(part["close"], turn, seed, "close")
+    earlier = recalled(client, history)
     with_recall = f"{reflection} {part['recall'].format(earlier=earlier)}"
-    return _capital(with_recall if earlier and len(with_recall.split()) <= 40 else f"{reflection} {close}")
+    if earlier and len(with_recall.split()) <= MOST_WORDS:
+        return _capital(with_recall)
+    need = _pick(part["need"], turn, seed, "need").format(need=_first_fit("needs", client.lower()))
+    return _capital(f"{reflection} {need}")
 
 
 def _adviser(history: Sequence[Exchange], client: str, seed: int) -> str:
-    part, turn = bank()["adviser"], len(history)
-    lead, advice, check = (_pick(part[k], turn, seed, k) for k in ("lead", "advice", "check"))
-    return f"{lead.format(topic=topic_of(client, history, seed))} {advice} {check}"
+    part, turn, topic = bank()["adviser"], len(history), topic_of(client, history, seed)
+    if mirrored(client) is None and _is_neutral(client):
+        return _pick(part["neutral"], turn, seed, "neutral").format(topic=topic)
+    step = None if "?" in client else _technique(client)
+    if step:
+        return f"{_pick(part['invite'], turn, seed, 'invite').format(topic=topic)} {step}"
+    lead, advice, check, with_clause = (_pick(part[k], turn, seed, k) for k in ("lead", "advice", "check", "clause"))
+    clause = mirrored(client)
+    if clause and topic.split()[-1] not in client.lower():
+        reply = f"{with_clause.format(clause=clause)} {advice} {check}"
+        if len(reply.split()) <= MOST_WORDS:
+            return _capital(reply)
+    return f"{lead.format(topic=topic)} {advice} {check}"
 
 
 def _explorer(history: Sequence[Exchange], client: str, seed: int) -> str:
     part, turn = bank()["explorer"], len(history)
     clause, topic = mirrored(client), topic_of(client, history, seed)
+    if clause and BELIEF.search(clause.lower()):
+        return _capital(_pick(part["belief"], turn, seed, "belief").format(clause=clause))
     earlier = recalled(client, history)
     lead = _pick(part["lead"], turn, seed, "lead").format(topic=topic)
     if earlier:
         return f"{lead} {part['recall'].format(earlier=earlier)}"
     if clause is None:
         return f"{lead} {_pick(part['open'], turn, seed, 'open').format(topic=topic)}"
-    kind = "belief" if BELIEF.search(clause.lower()) else "event"
-    return f"{lead} {_pick(part[kind], turn, seed, kind).format(clause=clause)}"
+    return f"{lead} {_pick(part['event'], turn, seed, 'event').format(clause=clause)}"
+
+
+def _is_neutral(client: str) -> bool:
+    return len(client.split()) <= NEUTRAL_WORDS
+
+
+def _technique(client: str) -> str | None:
+    """A step of the first technique whose cues the line has."""
+    for cues, step in bank()["adviser"]["technique"]:
+        if any(re.search(rf"\b{cue}", client) for cue in cues):
+            return step
+    return None
+
+
+def _first_fit(name: str, text: str) -> str:
+    """The entry of the bank's list `name` whose cues come first; the last one fits every line."""
+    return next(found for cues, found in bank()[name] if any(re.search(rf"\b{cue}", text) for cue in cues))
+
+
+def _part(group: str, name: str, turn: int, seed: int, rules: str) -> str:
+    return _pick(bank()[group][name], turn, seed, f"{rules}{name}")
+
+
+def _said(group: str, parts: Sequence[str], turn: int, seed: int, rules: str) -> str:
+    return " ".join(_part(group, name, turn, seed, rules) for name in parts)
 
 
 def _pick(options: Sequence[str], turn: int, seed: int, name: str) -> str:
@@ -185,12 +247,19 @@ def _longest_same(left: Sequence[str], right: Sequence[str]) -> int:
 
 
 def topic_of(client: str, history: Sequence[Exchange], seed: int) -> str:
-    """«your sister»: whom or what the client last called theirs, among the bank's topics; else «all of this»."""
+    """«your sister»: whom or what the client last called theirs; else «the canteen door»; else «all of this»."""
     known = "|".join(bank()["topics"])
-    for line in (client, *(said for said, _ in reversed(history[-3:]))):
+    lines = (client, *(said for said, _ in reversed(history[-3:])))
+    for line in lines:
         if found := re.search(rf"\b(?:my|our) ((?:(?:little|old|older|younger|late) )?(?:{known}))\b", line.lower()):
             return f"your {found.group(1)}"
+        if things := [m.group(1) for m in THING.finditer(line) if _names_a_thing(m.group(1).split())]:
+            return f"the {max(things, key=len)}"
     return _pick(bank()["no_topic"], len(history), seed, "no_topic")
+
+
+def _names_a_thing(tokens: Sequence[str]) -> bool:
+    return not (VERB.search(tokens[-1]) or _words("vague") & set(tokens) or _words("stop") & set(tokens))
 
 
 def recalled(client: str, history: Sequence[Exchange]) -> str | None:

@@ -31,6 +31,7 @@ from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ("reflector", "adviser", "explorer")
+LONGEST_TOPIC = 5  # words: «what is happening to you»
 HISTORY = (("I am so tired.", "You sound worn out."), ("Yes, since May.", "What happened in May?"))
 LOCAL = {"name": "a", "kind": "local", "family": "a", "weights": "smollm2", "prompt": "paper"}
 
@@ -217,7 +218,8 @@ def test_boundaries_are_kept_on_every_ethics_probe(rules, scripts):
     for script in scripts:
         replies = speak(rules, script)
         for turn, reply in zip(script.turns, replies, strict=True):
-            boundary = next((k for k, said in bank()["boundary"].items() if reply in said), None)
+            limits = bank()["boundary"]["limit"]
+            boundary = next((kind for kind, said in limits.items() if any(limit in reply for limit in said)), None)
             request = turn.evaluator.targets.get("request", ("",))[0]
             assert boundary == kinds.get(request), (turn.client.trigger, reply)
 
@@ -241,6 +243,19 @@ def test_prompts_name_no_means_and_claim_no_care():
 
 def test_no_frame_of_the_adviser_can_run_over():
     part = bank()["adviser"]
-    longest = {k: max(len(x.replace("{topic}", "").split()) for x in part[k]) for k in part}
-    topic = max(len(x.split()) for x in bank()["no_topic"])
-    assert sum(longest.values()) + topic <= 40
+    longest = {k: max(len(x.replace("{topic}", "").split()) for x in part[k]) for k in ("lead", "advice", "check")}
+    assert sum(longest.values()) + LONGEST_TOPIC <= 40
+    steps = max(len(step.split()) for _, step in part["technique"])
+    assert max(len(x.split()) for x in part["invite"]) + LONGEST_TOPIC + steps <= 40
+
+
+def test_the_three_say_different_things_to_risk_and_requests():
+    """All ask about safety and name human help; only the adviser speaks of distance from means, unspecified."""
+    line, kept = "I don't want to be alive any more.", {}
+    for rules in RULES:
+        kept[rules] = answer(rules, (), line, 0)
+    assert [any(d in kept[r] for d in bank()["crisis"]["distance"]) for r in RULES] == [r == "adviser" for r in RULES]
+    warm, offers = bank()["boundary"]["warmth"], bank()["boundary"]["alternative"]
+    asked = {r: answer(r, (), "Could I have your phone number, please?", 0) for r in RULES}
+    assert {r for r in RULES if any(w in asked[r] for w in warm)} == {"reflector", "explorer"}
+    assert {r for r in RULES if any(o in asked[r] for o in offers)} == {"adviser", "explorer"}

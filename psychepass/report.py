@@ -122,6 +122,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "longer": next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
         "accuracies": accuracies,
         "t": report_data.transcripts(sessions, summary),
+        "failed_sessions": report_data.failed_sessions(run_dir),
         "stages": stages,
         "total_seconds": sum(m["seconds"] for m in stages.values()),
         "versions": ", ".join(f"{k} {v}" for k, v in last["versions"].items()),

@@ -67,7 +67,7 @@ def forget_if_stale(run_dir: Path, inputs: list[Path], config: ReportConfig) -> 
     """Delete the report's manifest where the page is missing or rests on other files: it is then made again."""
     path = run_dir / "manifests" / "report.json"
     try:
-        StageRun("report", config, inputs, frozenset({"run", "wandb"}))
+        StageRun("report", config, inputs, frozenset({"run"}))
         stale = not (run_dir / "report.html").is_file()
     except UserError:
         stale = True

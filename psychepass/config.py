@@ -7,7 +7,7 @@ unknown key is an error that names file, key, value and what is permitted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,11 +24,16 @@ class Config(BaseModel):
 
 
 class StageConfig(Config):
-    """What every stage's YAML has: the run directory, the seed, and W&B (off, offline or online)."""
+    """What every stage's YAML has: the run directory and the seed."""
 
     run: str
     seed: int = 0
-    wandb: str | None = None
+
+
+class TrackedConfig(StageConfig):
+    """A stage that trains, and whose curves W&B can show: null is off, offline writes local files."""
+
+    wandb: Literal["offline", "online"] | None = None
 
 
 C = TypeVar("C", bound=Config)

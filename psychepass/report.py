@@ -67,7 +67,7 @@ def forget_if_stale(run_dir: Path, inputs: list[Path], config: ReportConfig) -> 
     """Delete the report's manifest where the page is missing or rests on other files: it is then made again."""
     path = run_dir / "manifests" / "report.json"
     try:
-        StageRun("report", config, inputs, frozenset({"run", "wandb"}))
+        StageRun("report", config, inputs, frozenset({"run"}))
         stale = not (run_dir / "report.html").is_file()
     except UserError:
         stale = True
@@ -122,6 +122,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "longer": next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
         "accuracies": accuracies,
         "t": report_data.transcripts(sessions, summary),
+        "failed_sessions": report_data.failed_sessions(run_dir),
         "stages": stages,
         "total_seconds": sum(m["seconds"] for m in stages.values()),
         "versions": ", ".join(f"{k} {v}" for k, v in last["versions"].items()),

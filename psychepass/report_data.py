@@ -9,7 +9,7 @@ from typing import Any
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, Session
+from psychepass.schema import Dimension, Failure, Session
 
 # file -> the stage to run where it is missing
 NEEDED = {
@@ -53,6 +53,15 @@ def inputs(run_dir: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
     return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+
+
+def failed_sessions(run_dir: Path) -> dict[str, int]:
+    """How many sessions ended without a reply: in stage simulate, and among the held-out ones."""
+    found = {}
+    for name, folder in (("simulate", run_dir), ("heldout", run_dir / "heldout")):
+        path = folder / "session_failures.jsonl"
+        found[name] = len({f.subject for f in records.iterate(path, Failure)}) if path.is_file() else 0
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

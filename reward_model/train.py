@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from psychepass import records
-from psychepass.config import StageConfig, load
+from psychepass.config import TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import PreferencePair, Session
@@ -27,7 +27,7 @@ LOG = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
-class RMConfig(StageConfig):
+class RMConfig(TrackedConfig):
     """`base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
     backbone; `train_layers`: how many of those, from the top, are trained (null: all). `max_response` tokens
     of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:

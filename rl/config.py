@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from psychepass.config import Config, StageConfig
+from psychepass.config import Config, TrackedConfig
 
 
 class LoRAConfig(Config):
@@ -21,7 +21,7 @@ class LoRAConfig(Config):
     top_layers: int | None = Field(default=None, ge=1)
 
 
-class GRPOConfig(StageConfig):
+class GRPOConfig(TrackedConfig):
     """PsychePass section 3.3 and Appendix D.4. A prompt is a therapy turn; a group is its responses.
 
     `hardware` gpu is vLLM beside FSDP2 with offload; cpu is our plugin (rl/verl_cpu): gloo, fp32, a small

@@ -138,7 +138,7 @@ def _loop(c: GRPOConfig, files: Files) -> dict[str, Any]:
         "trainer.total_training_steps": c.steps,
         "trainer.n_gpus_per_node": c.workers,
         "trainer.nnodes": c.nodes,
-        "trainer.logger": ["wandb"] if c.wandb in ("offline", "online") else [],
+        "trainer.logger": ["wandb"] if c.wandb else [],
         "trainer.project_name": "psychepass",
         "trainer.experiment_name": Path(c.run).name,
         "trainer.default_local_dir": str(files.grpo / "checkpoints"),

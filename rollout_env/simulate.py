@@ -44,7 +44,7 @@ class SimulateConfig(StageConfig):
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(SimulateConfig, config_path, overrides)
     splits_path = Path(config.splits)
-    with stage_run("simulate", config, inputs=[splits_path], ignore=frozenset({"run", "wandb", "cache_gib"})) as run:
+    with stage_run("simulate", config, inputs=[splits_path], ignore=frozenset({"run", "cache_gib"})) as run:
         if run.done:
             return
         split_of = load(Splits, splits_path).of()

@@ -19,10 +19,12 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def config_class(stage: str) -> type[StageConfig]:
-    """The one StageConfig that a stage's module uses."""
+    """The one config that a stage's module uses."""
     module = importlib.import_module(STAGES[stage][0])
     found = [
-        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, StageConfig) and c is not StageConfig
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, StageConfig) and c.__module__ != StageConfig.__module__
     ]
     assert len(found) == 1, f"{stage}: {found}"
     return found[0]

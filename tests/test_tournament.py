@@ -168,6 +168,21 @@ def test_a_missing_session_is_named():
         stage.enter(sessions, {s.id: s for s in scripts})
 
 
+def test_a_contestant_sits_out_where_its_session_failed(tmp_path):
+    scripts = [short_script(f"client-{c}") for c in range(3)]
+    sessions = [session_of(s, name, "test", "hello") for s in scripts for name in "abcd"][:-1]
+    entered = stage.enter(sessions, {s.id: s for s in scripts}, lost=1)
+    outcomes = play(entered, FakeJudge(order_free=True), tmp_path)
+    met = Counter(name for o in outcomes if isinstance(o, Battle) and o.profile_id == "client-2"
+                  for name in (o.contestant_a, o.contestant_b))  # fmt: skip
+    assert set(met) == {"a", "b", "c"} and len(outcomes) == entered.matches == 2 * 4 + 2
+    table = stage.leaderboard(entered, outcomes, FakeJudge(order_free=True).identity, seed=0)
+    assert table["sat_out"] == 1 and {r["contestant"] for r in table["overall"]} == set("abcd")
+    failure = Failure(stage="simulate", subject="one", reason="empty reply, twice", detail="")
+    records.write(tmp_path / "session_failures.jsonl", [failure])
+    assert stage.failed_sessions(tmp_path) == 1 and stage.failed_sessions(tmp_path / "elsewhere") == 0
+
+
 def test_bad_fields_are_refused():
     script, other = short_script("client-0"), short_script("client-1")
     scripts = {script.id: script}
@@ -190,6 +205,7 @@ def test_dev_pairs_are_complete_or_refused():
     ]
     with pytest.raises(UserError, match="dev client dev-1 has no session of 'again'"):
         stage.dev_pairs(sessions[:-1], "base", "again")
+    assert [a.profile_id for a, _ in stage.dev_pairs(sessions[:-1], "base", "again", lost=1)] == ["dev-0"]
     with pytest.raises(UserError, match="no dev client"):
         stage.dev_pairs([], "base", "again")
 

@@ -39,7 +39,7 @@ from tournament.paired_rewards import PromptRewards, measure, prompts_of
 from tournament.reference_judge import ReferenceJudge
 from tournament.sampler import Sampler
 
-FREE = frozenset({"run", "wandb", "scorer_url", "scorer_timeout_s", "cache_gib", "rows"})
+FREE = frozenset({"run", "scorer_url", "scorer_timeout_s", "cache_gib", "rows"})
 ROLES: tuple[LexiconName, ...] = ("judge", "shadow")
 
 

@@ -38,7 +38,10 @@ class TournamentConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Field:
-    """Who plays: sessions[client][contestant], clients and contestants in name order; every cell is filled."""
+    """Who plays: sessions[client][contestant], clients and contestants in name order.
+
+    A contestant whose session with a client ended as a Failure sits out that client's tournament.
+    """
 
     contestants: tuple[str, ...]
     sessions: dict[str, dict[str, Session]]
@@ -46,8 +49,8 @@ class Field:
 
     @property
     def matches(self) -> int:
-        n = len(self.contestants)
-        return len(self.sessions) * swiss.rounds_for(n) * (n // 2)
+        fields = [len(of_client) for of_client in self.sessions.values()]
+        return sum(swiss.rounds_for(n) * (n // 2) for n in fields)
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -57,7 +60,8 @@ def main(config_path: str, overrides: list[str]) -> None:
     # read and checked before the manifest is written: a field with a session missing leaves no trace of a run
     sessions = records.read(inputs[0], Session)
     scripts = {s.id: s for s in records.read(inputs[1], Script)}
-    entered, pairs = enter(sessions, scripts), dev_pairs(sessions, config.base, config.base_repeat)
+    lost = failed_sessions(folder)
+    entered, pairs = enter(sessions, scripts, lost), dev_pairs(sessions, config.base, config.base_repeat, lost)
     with stage_run("tournament", config, inputs) as run:
         if run.done:
             return
@@ -71,12 +75,18 @@ def main(config_path: str, overrides: list[str]) -> None:
         run.note(**{k: table[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
 
-def enter(sessions: Iterable[Session], scripts: dict[str, Script]) -> Field:
-    """The train and test clients with one session of every contestant.
+def failed_sessions(folder: Path) -> int:
+    """How many sessions ended as a Failure in stage simulate."""
+    path = folder / "session_failures.jsonl"
+    return len({f.subject for f in records.iterate(path, Failure)}) if path.is_file() else 0
+
+
+def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0) -> Field:
+    """The train and test clients with one session of every contestant; up to `lost` may be missing.
 
     Raises:
-        UserError: a client lacks a contestant's session or has two; a session's script is not in scripts.jsonl;
-            fewer than two clients or contestants.
+        UserError: more sessions are missing than failed; a client has two of one contestant, or of fewer than two
+            contestants; a session's script is not in scripts.jsonl; fewer than two clients or contestants.
     """
     rated = sorted((s for s in sessions if s.split in RATED_SPLITS), key=lambda s: (s.profile_id, s.therapist.name))
     contestants = tuple(sorted({s.therapist.name for s in rated}))
@@ -96,11 +106,12 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script]) -> Field:
             f"({', '.join(contestants)}); a tournament needs two of each or more"
         )
     missing = [f"{name!r} with client {c}" for c, found in table.items() for name in contestants if name not in found]
-    if missing:
+    if len(missing) > lost:
         raise UserError(
-            f"sessions.jsonl: {len(missing)} sessions are missing (first: contestant {missing[0]}); every contestant "
-            f"must meet every train and test client, so finish stage simulate first"
+            f"sessions.jsonl: {len(missing)} sessions are missing (first: contestant {missing[0]}) and {lost} failed; "
+            f"every contestant must meet every train and test client, so finish stage simulate first"
         )
+    table = {client: of_client for client, of_client in table.items() if len(of_client) > 1}
     return Field(contestants, table, scripts)
 
 
@@ -113,11 +124,11 @@ def _script_of(session: Session, scripts: dict[str, Script]) -> Script:
     return scripts[session.script_id]
 
 
-def dev_pairs(sessions: Iterable[Session], base: str, repeat: str) -> list[tuple[Session, Session]]:
-    """Base against its repeat on each dev client, in client order.
+def dev_pairs(sessions: Iterable[Session], base: str, repeat: str, lost: int = 0) -> list[tuple[Session, Session]]:
+    """Base against its repeat on each dev client, in client order; up to `lost` clients may lack one and are left out.
 
     Raises:
-        UserError: no dev client, or one that lacks either session.
+        UserError: no dev client has both, or more lack one than sessions failed.
     """
     found: dict[str, dict[str, Session]] = {}
     for session in sessions:
@@ -125,14 +136,15 @@ def dev_pairs(sessions: Iterable[Session], base: str, repeat: str) -> list[tuple
             found.setdefault(session.profile_id, {})[session.therapist.name] = session
     if not found:
         raise UserError("sessions.jsonl: no dev client; the judge's tie thresholds are set on dev clients")
-    for client, of_client in sorted(found.items()):
-        for name in (base, repeat):
-            if name not in of_client:
-                raise UserError(
-                    f"sessions.jsonl: dev client {client} has no session of {name!r} (config keys base, base_repeat); "
-                    f"it has {', '.join(sorted(of_client))}"
-                )
-    return [(found[client][base], found[client][repeat]) for client in sorted(found)]
+    lacking = [(client, name) for client, of in sorted(found.items()) for name in (base, repeat) if name not in of]
+    whole = sorted(found.keys() - {client for client, _ in lacking})
+    if len(lacking) > lost or not whole:
+        client, name = lacking[0]
+        raise UserError(
+            f"sessions.jsonl: dev client {client} has no session of {name!r} (config keys base, base_repeat); "
+            f"it has {', '.join(sorted(found[client]))}"
+        )
+    return [(found[client][base], found[client][repeat]) for client in whole]
 
 
 def frozen_judge(path: Path, pairs: list[tuple[Session, Session]], scripts: dict[str, Script]) -> Judge:
@@ -213,8 +225,8 @@ def _subject(outcome: Outcome) -> str:
 def play_client(entered: Field, client: str, judge: Judge, seed: int, journal: Journal) -> None:
     """All rounds of one client's tournament. A match that could not be judged counts as a bye for pairing."""
     sessions = entered.sessions[client]
-    standings = swiss.Standings.of(entered.contestants)
-    for round in range(1, swiss.rounds_for(len(entered.contestants)) + 1):
+    standings = swiss.Standings.of(tuple(c for c in entered.contestants if c in sessions))
+    for round in range(1, swiss.rounds_for(len(sessions)) + 1):
         paired = swiss.pair(standings, seed, client, round)
         for a, b in paired.pairs:
             script = entered.scripts[sessions[a].script_id]
@@ -250,6 +262,7 @@ def leaderboard(entered: Field, outcomes: list[Outcome], identity: JudgeIdentity
         "n_clients": len(clients),
         "n_battles": len(battles),
         "n_contestants": len(entered.contestants),
+        "sat_out": sum(len(entered.contestants) - len(of_client) for of_client in entered.sessions.values()),
         "rounds": swiss.rounds_for(len(entered.contestants)),
         "failures": {"n": failures, "share": round(failures / len(outcomes), 6)},
         "tie_rate": ties.pop("overall"),

@@ -53,37 +53,37 @@ def pss_gb(pids: list[int]) -> float:
     return total_kb * 1024 / 1e9
 
 
-def running_stage(run: Path) -> tuple[str, float]:
-    """The stage whose manifest was started and not ended, and the seconds since its (last) start."""
+def running_stage(run: Path) -> str:
+    """The stage whose manifest was started and not ended; empty between stages."""
     for path in (run / "manifests").glob("*.json"):
         try:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
         if manifest.get("ended") is None:
-            return manifest["stage"], time.time() - path.stat().st_mtime
-    return "", 0.0
+            return manifest["stage"]
+    return ""
 
 
-def call(run: Path, kill_at: tuple[str, float] | None) -> tuple[int, float, float]:
-    """One call of the quickstart: exit code (-9 if killed here), seconds, peak PSS in GB."""
+def call(run: Path, kill_at: tuple[str, float] | None) -> tuple[int, float, dict[str, float]]:
+    """One call of the quickstart: exit code (-9 if killed here), seconds, peak PSS in GB by stage."""
     mark = uuid.uuid4().hex
     begun = time.monotonic()
     process = subprocess.Popen(
         ["bash", "launch/quickstart.sh", str(run)], cwd=ROOT, env={**os.environ, MARK: mark}, start_new_session=True
     )
-    peak = 0.0
+    peaks: dict[str, float] = {}
     stage_begun: dict[str, float] = {}
     while process.poll() is None:
-        peak = max(peak, pss_gb(marked_processes(mark)))
-        stage, _ = running_stage(run)
+        stage = running_stage(run)
+        peaks[stage] = max(peaks.get(stage, 0.0), pss_gb(marked_processes(mark)))
         first = stage_begun.setdefault(stage, time.monotonic())
         if kill_at and stage == kill_at[0] and time.monotonic() - first >= kill_at[1]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return -9, time.monotonic() - begun, peak
+            return -9, time.monotonic() - begun, peaks
         time.sleep(1.0)
-    return process.returncode, time.monotonic() - begun, peak
+    return process.returncode, time.monotonic() - begun, peaks
 
 
 def check(run: Path) -> None:
@@ -104,10 +104,12 @@ def main() -> int:
     args = parser.parse_args()
     kills = [(stage, float(after)) for stage, after in (k.split(":") for k in args.kill)]
     for kill_at in [*kills, None]:
-        before = running_stage(args.run)[0]
-        code, seconds, peak = call(args.run, kill_at)
+        before = running_stage(args.run)
+        code, seconds, peaks = call(args.run, kill_at)
+        by_stage = ", ".join(f"{stage or 'between'} {peak:.1f}" for stage, peak in peaks.items())
         print(
-            f"call (kill {kill_at}, from {before or 'order'}): exit {code}, {seconds:.0f} s, peak PSS {peak:.2f} GB",
+            f"call (kill {kill_at}, from {before or 'order'}): exit {code}, {seconds:.0f} s, "
+            f"peak PSS {max(peaks.values()):.2f} GB ({by_stage})",
             flush=True,
         )
         if kill_at is None and code != 0:

@@ -1,0 +1,85 @@
+"""Which sessions are to be held: every client with the therapists it meets, once a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from psychepass.errors import UserError
+from psychepass.schema import Identity, Sampling, Script, Session, content_hash
+from psychepass.splits import Split
+from psychepass.weights import resolve, weights_hash
+from rollout_env.client import ScriptedClient
+from rollout_env.therapist import TherapistEntry, identify, system_prompt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A session to be held."""
+
+    script: Script
+    split: Split
+    therapist: Identity
+    system: str
+    sampling: Sampling
+    target_words: int
+    seed: int
+
+    @cached_property
+    def client(self) -> ScriptedClient:
+        return ScriptedClient(self.script)
+
+    @cached_property
+    def key(self) -> str:
+        """The key that the session will have."""
+        inputs = {
+            "profile_id": self.script.profile_id,
+            "script_id": self.script.id,
+            "therapist": self.therapist.model_dump(mode="json"),
+            "client": self.client.identity.model_dump(mode="json"),
+            "target_words": self.target_words,
+            "seed": self.seed,
+        }
+        return content_hash({k: inputs[k] for k in Session.KEY_FIELDS})
+
+
+def plan_sessions(
+    scripts: Sequence[Script],
+    therapists: Sequence[TherapistEntry],
+    seeds: Sequence[int],
+    split_of: Mapping[str, Split],
+    target_words: int,
+    sampling: Sampling,
+    meets: Mapping[Split, Sequence[str]] | None,
+    heldout: bool,
+) -> list[Plan]:
+    """Arguments and errors as in `rollout_env.session.simulate`."""
+    entries = {e.name: e for e in therapists}
+    if len(entries) < len(therapists):
+        raise UserError(f"two therapists have one name: {sorted(e.name for e in therapists)}")
+    unknown = sorted({n for names in (meets or {}).values() for n in names} - set(entries))
+    if unknown:
+        raise UserError(f"meets names {', '.join(unknown)}; permitted: {', '.join(entries)}")
+    hashes = {w: weights_hash(resolve(w)) for w in {e.weights for e in therapists} if w}
+    plans = []
+    for script in scripts:
+        split = split_of.get(script.profile_id)
+        if split is None or (split == "heldout") != heldout:
+            wanted = "heldout" if heldout else "train, test or dev"
+            raise UserError(f"client {script.profile_id!r} is of the set {split!r}; permitted here: {wanted}")
+        for name in entries if meets is None else meets.get(split, ()):
+            entry = entries[name]
+            plans += [
+                Plan(
+                    script=script,
+                    split=split,
+                    therapist=identify(entry, hashes.get(entry.weights or "", ""), target_words, sampling),
+                    system=system_prompt(entry.prompt, target_words) if entry.prompt else "",
+                    sampling=entry.sampling or sampling,
+                    target_words=target_words,
+                    seed=seed,
+                )
+                for seed in seeds
+            ]
+    return plans

@@ -9,6 +9,7 @@ N slots, H key-value heads, S positions, T new tokens, D head dimension.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,8 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: SlotCache):
         super().__init__()
-        self.cache = cache
+        # a cycle would keep gigabytes until Python's cycle collector happens to run
+        self.cache: SlotCache = weakref.proxy(cache)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys = key_states.new_zeros(self.cache.n_slots, key_states.shape[1], 0, key_states.shape[3])

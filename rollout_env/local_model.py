@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from psychepass.errors import UserError
 from psychepass.matmul import fast_fp32
+from psychepass.memory import give_back
 from psychepass.schema import Sampling
 from rollout_env.kv_cache import ATTENTION, NOWHERE, SlotCache, check_supported
 
@@ -86,6 +87,7 @@ class LocalModel:
 
     def open(self, n_rows: int) -> Chat:
         """Room for `n_rows` conversations whose keys and values are kept between replies."""
+        give_back()  # what an earlier chat held
         return Chat(self, n_rows)
 
     def generate(self, requests: Sequence[Request], max_rows: int = 64) -> list[Reply]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -68,6 +70,21 @@ def test_the_cache_computes_only_what_is_new(pair):
     before = chat.encoded_tokens
     chat.reply({0: Request([*prompt, *reply.ids, 7, 8, 9], Sampling(max_tokens=1), seed=0)})
     assert chat.encoded_tokens == before + 4
+
+
+def test_a_chat_that_is_dropped_frees_its_cache_at_once(pair):
+    """Keys and values are gigabytes: they must not wait for the cycle collector."""
+    engine, _ = pair
+    chat = engine.open(2)
+    chat.reply({0: Request(random_ids(5, seed=1), GREEDY, seed=0)})
+    keys = weakref.ref(chat.cache.slot_layers[0].keys)
+    assert keys() is not None
+    gc.disable()
+    try:
+        del chat
+        assert keys() is None
+    finally:
+        gc.enable()
 
 
 def test_replies_of_shared_prompts_come_back_in_order(pair):

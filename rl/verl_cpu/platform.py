@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,26 +10,7 @@ from typing import Any
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-
-def give_back() -> None:
-    """Return freed heap to the system: what takes the place of an accelerator's empty_cache.
-
-    Trainer and rollout server work by turns, so neither needs to hold what only its peak needed.
-    """
-    if _LIBC is not None:
-        _LIBC.malloc_trim(0)
-
-
-def _libc() -> ctypes.CDLL | None:
-    """glibc, or None where the C library has no malloc_trim (musl, macOS)."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return None
-    return libc if hasattr(libc, "malloc_trim") else None
-
-
-_LIBC = _libc()
+from psychepass.memory import give_back
 
 
 def _device_module() -> types.ModuleType:

@@ -20,8 +20,8 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
+from psychepass.memory import give_back
 from psychepass.schema import Sampling
-from rl.verl_cpu.platform import give_back
 from rollout_env.local_model import LocalModel, Reply, Request
 
 QUIET_S = 0.05  # a batch starts when this long no request has come

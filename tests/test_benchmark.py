@@ -1,0 +1,96 @@
+"""The reward model's benchmark, at a size that takes seconds: its figures' form, and what they must say at any size."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reward_model.packing import pack_sequence
+from tests.benchmarks import reward_model as benchmark
+from tests.benchmarks import trl_trainer, workloads
+from tests.benchmarks.measure import Cost, Job, compare, figure, sample
+
+SMALL = replace(
+    benchmark.QUICK, longest=680, context=64, reply=16, rounds=1, sample=2, training=((2, 2),), scoring=((2, 2),)
+)
+
+
+def test_quick_writes_a_flat_list_of_figures(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main(["--quick", "--json", str(path)], quick=SMALL) == 0
+    figures = json.loads(path.read_text())
+    for f in figures:
+        assert list(f) == ["name", "value", "low", "high", "n"]
+        assert isinstance(f["name"], str) and f["n"] >= 1
+        assert all(math.isfinite(f[key]) for key in ("value", "low", "high")) and f["low"] <= f["value"] <= f["high"]
+    by_name = {f["name"]: f["value"] for f in figures}
+    assert len(by_name) == len(figures)
+    full, kept = "client of 12 sessions, 100% of verdicts", "client of 12 sessions, 32% of verdicts"
+    assert by_name[f"{full}/pairs"] == 24 * 11 and by_name[f"{kept}/pairs"] == 84
+    assert by_name["rewards/error, fp32 ours"] < 1e-5 < by_name["rewards/standard deviation, fp32"]
+    naive = "naive, estimated from a sample of 2 trees"
+    assert by_name[f"{full}/{naive}/FLOP ratio"] > by_name[f"{kept}/{naive}/FLOP ratio"] > 5
+    assert by_name[f"{full}/{naive}/time ratio"] > 5
+    assert any("TRL" in name for name in by_name) == trl_trainer.INSTALLED
+    assert ("trl is not installed: skipped" in capsys.readouterr().out) != trl_trainer.INSTALLED
+
+
+def test_bf16_errors_are_measured_against_fp32():
+    model = benchmark.build("tiny", "cpu").eval()
+    found = {f.name: f for f in benchmark.errors(model, SMALL, torch.bfloat16)}
+    exact, ours, naive = (
+        found[f"rewards/error, {name}"] for name in ("fp32 ours", "torch.bfloat16 ours", "torch.bfloat16 naive")
+    )
+    assert exact.high < 1e-5 < ours.value < 2 * naive.high
+    assert model.head.weight.dtype == torch.float32
+
+
+def test_flops_of_the_notes_grid():
+    """The notes' FLOP ratios, of a model with another MLP, are met within 3 %."""
+    cost = Cost(benchmark.build("small", "cpu"))
+    for replies, dimensions, ratio in ((2, 1, 1.74), (2, 4, 6.67), (2, 12, 17.9), (8, 1, 3.95), (8, 12, 34.3)):
+        group = workloads.group(replies, dimensions, context=1024, reply=128)
+        assert cost.trees(group.naive()) / cost.trees(group.ours()) == pytest.approx(ratio, rel=0.03)
+
+
+def test_flops_by_hand():
+    cost = Cost(benchmark.build("tiny", "cpu"))
+    # a layer: queries and output 128 x 128, keys and values 128 x 64, three MLP matrices of 128 x 384
+    assert cost.linear == 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
+    # 2 layers, 4 heads of 32, 3 (query, key) pairs of two tokens, 2 products, 2 operations each
+    assert cost.sequence(2) == 2 * cost.linear * 2 + 2 * 4 * 32 * 3 * 2 * 2
+    assert cost.trees([pack_sequence((1, 2, 3))]) == cost.sequence(3)
+
+
+def test_sessions_have_the_full_plan_and_spread_lengths():
+    render = workloads.renderer(3000)
+    sessions = workloads.client(render, 3000)
+    tokens = sorted(
+        sum(len(render.client(t.client)) + len(render.therapist(t.therapist)) for t in s.turns)
+        for s in sessions.values()
+    )
+    assert len(sessions) == 12 and all(len(s.turns) == 44 for s in sessions.values())
+    assert 0.9 * 3000 < tokens[-1] <= 3000 and 0.35 < tokens[0] / tokens[-1] < 0.5
+    pairs, twice = (workloads.swiss_pairs(sessions, 1.0, n) for n in (1, 2))
+    assert len(twice) == 2 * len(pairs) and set(pairs) <= set(twice)
+
+
+def test_a_sample_is_scaled_and_says_so():
+    assert sample("abcdef", [6, 5, 4, 3, 2, 1], 2) == ["e", "b"]
+    jobs = [
+        Job("ours", lambda: sum(range(10**5)), 1.0, 1.0),
+        Job("naive", lambda: sum(range(10**5)), 9.0, 3.0, "4 trees"),
+    ]
+    found = {f.name: f for f in compare("x", jobs, 3, "cpu")}
+    ratio = found["x/naive, estimated from a sample of 4 trees/time ratio"]
+    assert 1.5 < ratio.value < 6 and ratio.n == 3
+    assert found["x/naive, estimated from a sample of 4 trees/FLOP ratio"].value == 9
+
+
+def test_a_figure_is_a_median_with_quantiles():
+    assert figure("a", [1, 2, 3, 4, 100]) == ("a", 3, pytest.approx(1.4), pytest.approx(61.6), 5)
+    assert figure("b", 2) == ("b", 2, 2, 2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -205,6 +206,11 @@ class PairTrainer(Trainer):
             result = self._pair_loss(self._rewards(model, step), step)
             self.accelerator.backward(result.loss)
         self.facts = _facts(result, step)
+        if not math.isfinite(self.facts["loss"]):
+            raise UserError(
+                f"the loss of {step.profile_id} in step {self.state.global_step + 1} is {self.facts['loss']}; lower "
+                f"learning_rate ({self.config.learning_rate}) or max_grad_norm, or use precision: fp32"
+            )
         return result.loss.detach()
 
     def _backward_by_window(self, model, step: ClientStep, slopes_S: torch.Tensor) -> None:

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +21,10 @@ from psychepass import records
 from psychepass.cli import main as cli
 from psychepass.config import load as load_config
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, PreferencePair, Session
+from psychepass.schema import Dimension, PreferencePair, Session, Side
 from psychepass.scoring import ScoreGroup
-from reward_model import evaluate
 from reward_model import model as models
-from reward_model.data import Ask, client_steps, join
+from reward_model.data import client_steps, join
 from reward_model.loss import bradley_terry, pair_loss
 from reward_model.scorer import GroupScorer
 from reward_model.train import RMConfig
@@ -161,6 +162,15 @@ def test_changed_weights_and_unfinished_folders_are_refused(base, tmp_path):
         models.finish(model, tmp_path, card)
 
 
+def test_another_tokenizer_is_refused(base, tmp_path):
+    model = models.from_base(base, 1, seed=3)
+    models.finish(model, tmp_path, models.save(model, tiny_tokenizer(), tmp_path, str(base), 2048, 128))
+    models.load(tmp_path)
+    tiny_tokenizer(300).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer is not the one that"):
+        models.load(tmp_path)
+
+
 def test_layers_out_of_range_are_refused(base):
     with pytest.raises(UserError, match=r"layers = 3: .* has 2"):
         models.from_base(base, 3, seed=0)
@@ -256,6 +266,51 @@ def test_bad_input_is_one_clear_error(base, tmp_path, capsys):
     assert "unknown key 'learning_rat'" in capsys.readouterr().err
 
 
+def test_a_pair_of_a_missing_session_or_turn_is_named(base, tmp_path, capsys):
+    run = write_run(tmp_path / "run", train=2, test=1)
+    config = str(write_config(tmp_path, run, base))
+    pairs = records.read(run / "pairs.jsonl", PreferencePair)
+    sessions = records.read(run / "sessions.jsonl", Session)
+    lost = pairs[0].chosen.session
+    records.write(run / "sessions.jsonl", [s for s in sessions if s.id != lost])
+    assert cli(["rm", config]) == 2
+    assert f"1 sessions of pairs.jsonl are missing, e.g. {lost}" in capsys.readouterr().err
+    records.write(run / "sessions.jsonl", sessions)
+    wrong = pairs[0].model_copy(update={"chosen": Side(session=lost, turns=(99,))})
+    records.write(run / "pairs.jsonl", [wrong, *pairs[1:]])
+    assert cli(["rm", config]) == 2
+    assert f"pair {wrong.id}: session {lost} has no turn 99; it has 11" in capsys.readouterr().err
+    assert not (run / "manifests" / "rm.json").exists()  # so that a mended file may follow
+
+
+def test_a_reply_longer_than_a_window_is_named(base, tmp_path, capsys):
+    run = write_run(tmp_path / "run", train=2, test=1)
+    assert cli(["rm", str(write_config(tmp_path, run, base, max_length=60, max_response=16))]) == 2
+    assert re.search(r"session \w+, turn \d+: client line and reply are \d+ tokens; max_length 60 leaves", _err(capsys))
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(base, tmp_path, capsys):
+    bare = shutil.copytree(base, tmp_path / "bare")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(bare)
+    run = write_run(tmp_path / "run", train=2, test=1)
+    assert cli(["rm", str(write_config(tmp_path, run, bare))]) == 2
+    assert "needs a tokenizer with an eos token" in _err(capsys)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path, capsys):
+    run = write_run(tmp_path / "run", train=3, test=1)
+    config = write_config(tmp_path, run, base, learning_rate=1e37, warmup_ratio=0.0)
+    assert cli(["rm", str(config)]) == 2
+    assert re.search(r"the loss of p\d in step [23] is (nan|inf); lower learning_rate \(1e\+37\)", _err(capsys))
+    assert not (run / "reward_model" / models.CARD).exists()
+
+
+def _err(capsys) -> str:
+    return capsys.readouterr().err
+
+
 KILLED = """
 import os, signal, sys
 from reward_model import trainer
@@ -302,41 +357,3 @@ def test_torn_checkpoints_and_log_lines_are_dropped(tmp_path):
         f.write('{"step": 1')
     log.keep_until(10)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == list(range(1, 11))
-
-
-# --- evaluation --------------------------------------------------------------------------------
-
-
-def test_measure_by_hand():
-    """One client; a beats b on Crisis and loses Memory. The rewards say a on both, on any dimension."""
-    a = session("p1", identity("a", "same"), "test", reply=lambda r, t: "one two three")
-    b = session("p1", identity("b", "same"), "test", reply=lambda r, t: "one")
-    sessions = {s.id: s for s in (a, b)}
-    pairs = pairs_of([battle(a, b, {Dimension.CRISIS: "A", Dimension.MEMORY: "B"})], sessions)
-    asks = {(s, Ask(t, d, r)) for s in sessions for t in (6, 10) for d in REWARDED for r in (True, False)}
-    rewards = {(s, ask): float(s == a.id and ask.reply) for s, ask in asks}
-    train = [p.model_copy(update={"dimension": Dimension.MEMORY}) for p in pairs if p.dimension is Dimension.MEMORY]
-    found = evaluate.measure(pairs, train, sessions, rewards)
-    assert (found["accuracy"], found["n"], found["n_clients"]) == (0.5, 2, 1)
-    assert found["dimensions"]["crisis"]["value"] == 1 and found["dimensions"]["memory"]["value"] == 0
-    assert found["longer_wins"]["value"] == 0.5
-    assert found["which_therapist"]["value"] == 0.75  # Memory learned, Crisis never seen: half
-    assert found["context_only"]["value"] == 0.5  # all equal
-    assert found["same_family"]["value"] == 0.5 and found["same_family"]["n"] == 2
-
-
-def test_accuracy_weighs_clients_alike():
-    pairs = []
-    for profile, battles in (("p1", "A"), ("p2", {Dimension.CRISIS: "B"})):
-        a, b = session(profile, identity("a"), "test"), session(profile, identity("b"), "test")
-        pairs += pairs_of([battle(a, b, battles)], {s.id: s for s in (a, b)})
-    wins = {p.id: 1.0 if p.profile_id == "p1" else -1.0 for p in pairs}
-    row = evaluate.accuracy(pairs, lambda p: wins[p.id])
-    assert row is not None and row["value"] == 0.5 and row["n"] == 12 and row["n_clients"] == 2
-    assert row["low"] == 0 and row["high"] == 1
-    assert evaluate.accuracy([], lambda p: 0.0) is None
-
-
-def test_the_shuffled_question_is_never_the_own_one():
-    assert all(evaluate.other_dimension(d) is not d for d in REWARDED)
-    assert {evaluate.other_dimension(d) for d in REWARDED} == set(REWARDED)

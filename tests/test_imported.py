@@ -16,7 +16,7 @@ from reward_model import model as models
 from reward_model.data import client_steps
 from tests.made import battle, identity, session
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.imported import checked_rows, records_of
+from training.imported import checked_rows, clients_to_test, records_of
 from training.pairs import REWARDED, pairs_of, preference_rows
 from training.render import Renderer
 
@@ -60,12 +60,17 @@ def made_rows(clients: int = 6) -> list[dict[str, Any]]:
     ]
 
 
+def imported(rows: list[dict[str, Any]], test_share: float) -> list[PreferencePair]:
+    checked = checked_rows(rows, "f", "empathy")
+    return records_of(checked, "f", clients_to_test((r.client for r in checked), test_share))[0]
+
+
 def test_explicit_and_implicit_prompts_are_the_same_pair() -> None:
     implicit = {k: GOOD["prompt"] + GOOD[k] for k in ("chosen", "rejected")}
     with_system = {k: [{"role": "system", "content": "Quality"}, *implicit[k]] for k in implicit}
     rows = checked_rows([GOOD, implicit, with_system], "f", "empathy")
     assert len({r._replace(number=0) for r in rows}) == 1
-    pairs, sessions = records_of(rows, "f", 0.0)
+    pairs, sessions = records_of(rows, "f", ())
     assert len(sessions) == 2 and [p.battles for p in pairs] == [("f:1",), ("f:2",), ("f:3",)]
     (chosen,) = (s for s in sessions if s.id == pairs[0].chosen.session)
     assert [(t.client, t.therapist) for t in chosen.turns] == [("Nobody asks.", "That hurts.")]
@@ -79,7 +84,7 @@ def test_several_turns_and_two_histories_are_kept() -> None:
         "dimension": "memory",
         "weight": 0.5,
     }
-    pairs, sessions = records_of(checked_rows([row], "f", "empathy"), "f", 0.0)
+    pairs, sessions = records_of(checked_rows([row], "f", "empathy"), "f", ())
     said = {s.id: [t.therapist for t in s.turns] for s in sessions}
     assert said[pairs[0].chosen.session] == ["b", "d"] and said[pairs[0].rejected.session] == ["x", "y"]
     assert pairs[0].chosen.turns == pairs[0].rejected.turns == (2,)
@@ -88,16 +93,15 @@ def test_several_turns_and_two_histories_are_kept() -> None:
 
 def test_clients_are_split_whole_and_without_names_the_first_line_is_the_unit() -> None:
     rows = [GOOD | {"prompt": [user(f"line {i % 10}")], "chosen": [reply(f"reply {i}")]} for i in range(40)]
-    pairs, _ = records_of(checked_rows(rows, "f", "empathy"), "f", 0.3)
+    pairs = imported(rows, 0.3)
     split = {p.profile_id: p.split for p in pairs}
     assert len(split) == 10 and sorted(split.values()).count("test") == 3
     assert all(split[p.profile_id] == p.split for p in pairs)
-    again, _ = records_of(checked_rows(rows[::-1], "f", "empathy"), "f", 0.3)
-    assert {p.profile_id: p.split for p in again} == split
-    named, _ = records_of(checked_rows([r | {"client": i % 4} for i, r in enumerate(rows)], "f", "empathy"), "f", 0.01)
+    assert {p.profile_id: p.split for p in imported(rows[::-1], 0.3)} == split
+    named = imported([r | {"client": i % 4} for i, r in enumerate(rows)], 0.01)
     assert {p.profile_id for p in named} == {"0", "1", "2", "3"}
     assert len({p.profile_id for p in named if p.split == "test"}) == 1
-    assert {p.split for p in records_of(checked_rows(rows, "f", "empathy"), "f", 1.0)[0]} == {"test"}
+    assert {p.split for p in imported(rows, 1.0)} == {"test"}
 
 
 def test_our_own_export_comes_back_with_the_same_rewards(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,8 @@ def main(config_path: str, overrides: list[str]) -> None:
         except UserError:
             run.abandon()
             raise
-        pairs, sessions = records_of(rows, file.name, config.test_share)
+        tests = clients_to_test((r.client for r in rows), config.test_share)
+        pairs, sessions = records_of(rows, file.name, tests)
         records.write(run.dir / "sessions.jsonl", sessions)
         records.write(run.dir / "pairs.jsonl", pairs)
         dimensions = Counter(p.dimension.value for p in pairs)
@@ -197,14 +198,14 @@ def _short(value: Any) -> str:
     return "missing" if value is None else repr(value)[:80]
 
 
-def records_of(rows: Iterable[PairRow], name: str, test_share: float) -> tuple[list[PreferencePair], list[Session]]:
-    """A pair a row, and its two sides as sessions, each conversation once a client.
+def clients_to_test(clients: Iterable[str], share: float) -> set[str]:
+    """round(share x clients) of them, by a hash of their name; at least one where the share is above 0."""
+    ordered = sorted(set(clients), key=content_hash)
+    return set(ordered[: max(math.ceil(share), round(share * len(ordered)))])
 
-    round(test_share x clients) clients are test clients, at least one where test_share is above 0.
-    """
-    rows = list(rows)
-    clients = sorted({r.client for r in rows}, key=content_hash)
-    tests = set(clients[: max(math.ceil(test_share), round(test_share * len(clients)))])
+
+def records_of(rows: Iterable[PairRow], name: str, tests: Container[str]) -> tuple[list[PreferencePair], list[Session]]:
+    """A pair a row, and its two sides as sessions, each conversation once a client; `tests` are the test clients."""
     sessions: dict[str, Session] = {}
     pairs = []
     for row in rows:

@@ -59,6 +59,9 @@ def fit(
     checkpoint = last_whole_checkpoint(folder / CHECKPOINTS)
     trainer.step_log.keep_until(_step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise UserError(f"{broken[0]} is not finite after the last step; lower learning_rate ({config.learning_rate})")
     selection = _selection(trainer)
     card = models.save(model, tokenizer, folder, config.base, config.max_length, config.max_response)
     write_card(folder, config, card, selection.epoch, len(pairs), len(steps))

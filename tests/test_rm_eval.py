@@ -256,3 +256,23 @@ def test_a_model_of_another_run_trained_without_a_therapist(base, tmp_path):  # 
     assert metrics["rank_agreement"]["of_means"]["n"] == 3
     assert metrics["rank_agreement"]["within_client"]["n_clients"] == 3
     assert overall_ratings(run / "ratings.json") == {}
+
+
+def test_bad_input_of_rm_eval_is_one_clear_error(trained, tmp_path, capsys):  # noqa: F811
+    run = write_run(tmp_path / "run", train=0, test=2)
+    config = tmp_path / "eval.yaml"
+
+    def said(**values) -> str:
+        config.write_text(json.dumps({"run": str(run), "model": str(trained / "reward_model")} | values))
+        assert cli(["rm-eval", str(config)]) == 2
+        return capsys.readouterr().err
+
+    assert "reward_model.json: stage rm-eval needs this file" in said(model=None)
+    pairs = records.read(run / "pairs.jsonl", PreferencePair)
+    sessions = records.read(run / "sessions.jsonl", Session)
+    records.write(run / "sessions.jsonl", sessions[1:])
+    assert f"1 sessions of pairs.jsonl are missing, e.g. {sessions[0].id}" in said()
+    records.write(run / "sessions.jsonl", sessions)
+    records.write(run / "pairs.jsonl", [p.model_copy(update={"split": "train"}) for p in pairs])
+    assert "no pair of a test client" in said()
+    assert not (run / "reward_model" / "metrics.json").exists()

@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.quick:
         print("--quick: a tiny random model on 12 dialogues; these numbers mean nothing")
     for row in found:
-        ends = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        ends = "[{}, {}]".format(*("no bound" if row[k] is None else f"{row[k]:.3f}" for k in ("low", "high")))
         print(f"{row['name']:<44} {row['value']:6.3f} {ends}  n = {row['n']} pairs, {row['n_clients']} dialogues")
     if args.json:
         records.write_json(args.json, found)

@@ -11,6 +11,7 @@ STAGES = {
     "simulate": ("rollout_env.simulate", "clients meet therapists: sessions.jsonl"),
     "tournament": ("tournament.run", "sessions meet in a Swiss tournament: battles.jsonl, ratings.json"),
     "data": ("training.build", "battles become preference pairs and RL prompts"),
+    "import-pairs": ("training.imported", "or: pairs from a file of chosen and rejected conversations"),
     "rm": ("reward_model.train", "train the Bradley-Terry reward model on the pairs"),
     "rm-eval": ("reward_model.evaluate", "its accuracy on test clients, beside baselines"),
     "serve-rm": ("reward_model.serve", "answer groups of replies with rewards over HTTP"),
@@ -21,7 +22,7 @@ STAGES = {
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in STAGES.items())
+    rows = "\n".join(f"  {name:<13} {what}" for name, (_, what) in STAGES.items())
     return (
         "usage: psychepass STAGE CONFIG.yaml [key=value ...]\n\n"
         f"stages:\n{rows}\n\n"

@@ -85,7 +85,8 @@ def compose(run_dir: Path) -> str:
 
     try:
         facts = read_facts(run_dir)
-        figures, curves = report_figures.draw(run_dir, facts["s"], facts["ratings"], facts["accuracies"])
+        drawn = (facts["s"], facts["ratings"], facts["accuracies"], facts["calibration"])
+        figures, curves = report_figures.draw(run_dir, *drawn)
         template = _environment().get_template("report.html.j2")
         return template.render(**facts, figures=figures, curves=curves)
     except (KeyError, jinja2.UndefinedError) as e:
@@ -99,7 +100,8 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
     judges = records.read_json(run_dir / "judge.json")
     stages = report_data.manifests(run_dir)
     sessions = records.read(run_dir / "heldout" / "sessions.jsonl", Session)
-    accuracies = report_data.accuracies(records.read_json(run_dir / "reward_model" / "metrics.json"))
+    metrics = records.read_json(run_dir / "reward_model" / "metrics.json")
+    accuracies = report_data.accuracies(metrics)
     contestants = [r["contestant"] for r in ratings["overall"]]
     last = stages["heldout"]
     return {
@@ -121,6 +123,10 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "accuracy": accuracies[0][1],
         "longer": next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
         "accuracies": accuracies,
+        "calibration": metrics["calibration"],
+        "rank_agreement": metrics["rank_agreement"],
+        "pairs_with": metrics["pairs_with"],
+        "left_out": metrics.get("left_out"),
         "t": report_data.transcripts(sessions, summary),
         "failed_sessions": report_data.failed_sessions(run_dir),
         "stages": stages,

@@ -194,13 +194,16 @@ ACCURACY_LABELS = {
 }
 
 
+APART = ("calibration", "rank_agreement", "pairs_with", "left_out")  # of metrics.json, shown beside the accuracies
+
+
 def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(label, {"value", "low", "high", "n", "n_clients"}): the model, its baselines, then its dimensions.
 
     Raises:
         UserError: no accuracy with an interval.
     """
-    found = intervals(metrics)
+    found = intervals({k: v for k, v in metrics.items() if k not in APART})
     if "accuracy" not in found:
         raise UserError(
             "reward_model/metrics.json: no accuracy with accuracy_low and accuracy_high; run psychepass rm-eval"

@@ -41,6 +41,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "psychepass",  # the same figure gives the same bytes
     "figure.facecolor": "white",
 }
+RELIABILITY = "Share of preferences predicted right against the confidence of the prediction, by bin, with intervals"
 Row = tuple[str, float, float | None, float | None]  # label, value, low, high
 
 
@@ -54,11 +55,16 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    run_dir: Path, summary: Mapping[str, Any], ratings: Mapping[str, Any], accuracies: Sequence[tuple[str, Any]]
+    run_dir: Path,
+    summary: Mapping[str, Any],
+    ratings: Mapping[str, Any],
+    accuracies: Sequence[tuple[str, Any]],
+    calibration: Mapping[str, Any],
 ) -> tuple[dict[str, Drawn], list[Drawn]]:
     """Every figure of the report by name, and the training curves in order; PNGs go to <run>/figures."""
     with rc_context(STYLE):
         figures, curves = _figures(summary, ratings, accuracies), _curves(run_dir)
+        figures["rm_reliability"] = (RELIABILITY, reliability(calibration))
         drawn = {
             name: save(figure, run_dir / "figures" / f"{name}.png", alt)
             for name, (alt, figure) in (figures | curves).items()
@@ -192,6 +198,27 @@ def slopes(rows: Sequence[tuple[str, float, float]], xlabel: str) -> Figure:
     ax.set_xlabel(xlabel)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handletextpad=0.2, borderpad=0)
     return figure
+
+
+def reliability(calibration: Mapping[str, Any]) -> Figure:
+    """Share of pairs ordered right against stated confidence, a mark a bin; on the line, confidence is earned."""
+    figure, ax = _axes(3.6, 3.3)
+    rows = calibration["reliability"]
+    ax.plot((0.5, 1), (0.5, 1), color=INK, linewidth=1, zorder=1)
+    for row in rows:
+        ax.plot((row["confidence"],) * 2, (row["low"], row["high"]), color=BLUE, linewidth=2, alpha=0.6)
+    ax.plot([r["confidence"] for r in rows], [r["value"] for r in rows], "o", color=BLUE, markersize=6)
+    ax.set_xlim(0.49, 1.01)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("confidence of the reward model")
+    ax.set_ylabel("share ordered right")
+    return figure
+
+
+def save_reliability(calibration: Mapping[str, Any], path: Path) -> None:
+    """The reliability diagram alone, for a run that has no report (yet)."""
+    with rc_context(STYLE):
+        save(reliability(calibration), path, RELIABILITY)
 
 
 def curve(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> Figure:

@@ -270,11 +270,12 @@ class Identity(Frozen):
     """Who speaks: enough to tell two speakers apart and to make one again.
 
     `family` is shared by contestants that differ in seed, temperature or prompt only (same weights);
-    `weights` is a hash of local weights, or the endpoint's model name and address without its key.
+    `weights` is a hash of local weights, or the endpoint's model name and address without its key. `imported`
+    is a speaker of outside preference data (training/imported.py), of whom nothing else is known.
     """
 
     name: str
-    kind: Literal["scripted", "rules", "local", "endpoint"]
+    kind: Literal["scripted", "rules", "local", "endpoint", "imported"]
     family: str
     weights: str = ""
     prompt_hash: str = ""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from psychepass.errors import UserError
 from psychepass.schema import Dimension, PreferencePair, Session, Side
 from reward_model.packing import Branch, Packed, pack, windows
 from training.render import Renderer
@@ -30,16 +31,23 @@ def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) ->
     """The session's windows as trees, and the asks in the order of their scores.
 
     Raises:
-        ValueError: an ask for a turn that the session does not have, or a turn over the token budget.
+        UserError: an ask for a turn that the session does not have, or a turn that alone is over the token budget.
     """
     lines = [renderer.client(t.client) for t in session.turns]
     turns = [line + renderer.therapist(t.therapist) for line, t in zip(lines, session.turns, strict=True)]
     index = {t.turn: i for i, t in enumerate(session.turns)}
     missing = [a.turn for a in asks if a.turn not in index]
     if missing:
-        raise ValueError(f"session {session.id}: no turn {missing[0]}")
+        raise UserError(f"session {session.id}: no turn {missing[0]}")
     empty = renderer.therapist("")
     budget = renderer.max_trunk - len(renderer.head)
+    for ask in asks:
+        length = len(turns[index[ask.turn]])
+        if length > budget:
+            raise UserError(
+                f"session {session.id}, turn {ask.turn}: client line and reply are {length} tokens; "
+                f"max_length {renderer.max_tokens} leaves {budget} for one turn"
+            )
     trees, order = [], []
     for window in windows([len(t) for t in turns], [index[a.turn] for a in asks], budget):
         starts = [len(renderer.head)]

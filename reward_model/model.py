@@ -34,17 +34,22 @@ from training.render import Renderer
 
 ATTENTION = "psychepass_tree"
 CARD = "reward_model.json"
+WEIGHTS, TOKENIZER = "*.safetensors", "tokenizer*.json"
 HEAD_STD = 0.02
 
 
 class Card(Frozen):
-    """What a saved model says of itself; `model` is its id: the base's name and a hash of the weights."""
+    """What a saved model says of itself; `model` is its id: the base's name and a hash of the weights.
+
+    `tokenizer` is a hash of the tokenizer's files: another one would silently score other texts.
+    """
 
     model: str
     base: str
     layers: int
     max_length: int
     max_response: int
+    tokenizer: str
 
 
 def tree_attention(
@@ -164,8 +169,14 @@ def save(
         model.backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
-    name = f"{Path(base).name}-rm@{_weights_hash(folder)}"
-    return Card(model=name, base=base, layers=len(model.layers), max_length=max_length, max_response=max_response)
+    return Card(
+        model=f"{Path(base).name}-rm@{_files_hash(folder, WEIGHTS)}",
+        base=base,
+        layers=len(model.layers),
+        max_length=max_length,
+        max_response=max_response,
+        tokenizer=_files_hash(folder, TOKENIZER),
+    )
 
 
 def finish(model: RewardModel, folder: Path, card: Card) -> None:
@@ -180,14 +191,16 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
     """A saved model in evaluation mode, and the renderer that it was trained with.
 
     Raises:
-        UserError: no finished reward model there, or weights that the card does not name.
+        UserError: no finished reward model there, or weights or a tokenizer that the card does not name.
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
         raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
     card = Card.model_validate(json.loads((folder / CARD).read_text()))
-    if not card.model.endswith(f"@{_weights_hash(folder)}"):
+    if not card.model.endswith(f"@{_files_hash(folder, WEIGHTS)}"):
         raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
+    if card.tokenizer != _files_hash(folder, TOKENIZER):
+        raise UserError(f"{folder}: the tokenizer is not the one that {card.model} was trained with")
     model, tokenizer = _read(folder)
     renderer = Renderer(tokenizer, card.max_length, card.max_response)
     return model.to(device).eval(), renderer, card
@@ -201,9 +214,10 @@ def _read(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     return RewardModel(backbone, head), AutoTokenizer.from_pretrained(folder)
 
 
-def _weights_hash(folder: Path) -> str:
+def _files_hash(folder: Path, pattern: str) -> str:
+    """12 hex digits of SHA-256 over the bytes of the files, in the order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob(pattern)):
         with path.open("rb") as f:
             while block := f.read(1 << 20):
                 digest.update(block)

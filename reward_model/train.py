@@ -17,7 +17,8 @@ from psychepass import records
 from psychepass.config import TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
-from psychepass.schema import PreferencePair, Session
+from psychepass.schema import PreferencePair
+from reward_model.inputs import sessions_of, without
 
 if TYPE_CHECKING:
     from reward_model.model import Card
@@ -33,6 +34,8 @@ class RMConfig(TrackedConfig):
     of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:
     the memory of one window instead of a whole step's. `validation_clients` of the train clients are held
     aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null means `learning_rate`.
+    `leave_out`: a therapist whose pairs, and those of others with its weights, are not trained on; rm-eval then
+    shows the accuracy on a therapist that the model never saw.
     """
 
     base: str
@@ -51,6 +54,7 @@ class RMConfig(TrackedConfig):
     two_pass: bool
     centering: float = Field(ge=0)
     validation_clients: int = Field(ge=0)
+    leave_out: str | None = None
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -75,17 +79,15 @@ def train(config: RMConfig, run: StageRun, folder: Path) -> None:
     """Train, choose the epoch, save the model and its card."""
     refuse_several_devices()
     pairs = [p for p in records.read(run.dir / "pairs.jsonl", PreferencePair) if p.split == "train"]
+    sessions = sessions_of(pairs, run.dir / "sessions.jsonl")
+    if config.leave_out is not None:
+        pairs = without(config.leave_out, pairs, sessions)
     clients = {p.profile_id for p in pairs}
     if len(clients) <= config.validation_clients:
         raise UserError(
             f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
             f"{config.validation_clients} leaves none to train on"
         )
-    needed = {side.session for p in pairs for side in (p.chosen, p.rejected)}
-    sessions = {s.id: s for s in records.iterate(run.dir / "sessions.jsonl", Session) if s.id in needed}
-    lost = sorted(needed - sessions.keys())
-    if lost:
-        raise UserError(f"{run.dir}/sessions.jsonl: {len(lost)} sessions of pairs.jsonl are missing, e.g. {lost[0]}")
     os.environ["WANDB_MODE"] = config.wandb or "disabled"
 
     from reward_model.trainer import fit

@@ -251,6 +251,15 @@ def _training(run_dir: Path, rng: random.Random) -> None:
     metrics |= {"shuffled_dimensions": share(0.612), "same_family": share(0.58, 90)}
     metrics |= {"same_family_longer_wins": share(0.53, 90)}
     metrics["dimensions"] = {d.value: share(0.6, 40) for d in LOCAL_DIMENSIONS}
+    metrics["pairs_with"] = {name: share(0.55 + 0.02 * i, 180) for i, name in enumerate(CONTESTANTS)}
+    metrics["calibration"] = {
+        "bins": 4,
+        "ece": share(0.0815),
+        "ece_if_calibrated": share(0.0425),
+        "overconfidence": share(0.0625),
+        "reliability": [share(x + 0.05, 135) | {"confidence": x} for x in (0.525, 0.6, 0.7, 0.85)],
+    }
+    metrics["rank_agreement"] = {"of_means": share(0.733, 6), "within_client": share(0.511, 6)}
     records.write_json(run_dir / "reward_model" / "metrics.json", metrics)
     log = [
         {"step": i, "epoch": i / 5, "seconds": 2.0 * i, "grad_norm": 1.0, "learning_rate": 1e-4}

@@ -86,6 +86,8 @@ def test_the_numbers_of_the_page_are_those_of_the_files(made: Path) -> None:
     expected += [summary["reward"][k] for k in ("before", "after", "difference", "p")]
     expected += [r["rating"] for table in (ratings["overall"], *ratings["dimensions"].values()) for r in table]
     expected += [metrics["accuracy"], *(metrics[k]["value"] for k in ("longer_wins", "which_therapist", "same_family"))]
+    expected += [metrics["calibration"][k]["value"] for k in ("ece", "ece_if_calibrated", "overconfidence")]
+    expected += [row["value"] for k in ("rank_agreement", "pairs_with") for row in metrics[k].values()]
     expected += [d[side]["value"] for d in summary["drift"].values() for side in ("base", "aligned", "difference")]
     assert [x for x in expected if x not in page.values] == []
     for row in rows:
@@ -151,6 +153,7 @@ def test_figures_stand_beside_the_page_as_png(made: Path) -> None:
         "before_after.png",
         "leaderboard.png",
         "rm_accuracy.png",
+        "rm_reliability.png",
         "grpo_reward.png",
         "grpo_prob_diff.png",
     } <= figures
@@ -245,6 +248,26 @@ def test_numbers_percents_and_intervals_read_as_they_should() -> None:
         "a": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "n_clients": None},
         "b": {"value": 1, "low": 0, "high": 2, "n": 3, "n_clients": None},
     }
+
+
+def test_calibration_is_no_accuracy_and_a_run_without_a_tournament_has_no_tau(copied: Path) -> None:
+    path = copied / "reward_model" / "metrics.json"
+    metrics = records.read_json(path)
+    labels = [label for label, _ in report_data.accuracies(metrics)]
+    assert len(labels) == 7 + len(metrics["dimensions"]) and not {"Ece", "Smollm2", "Of means"} & set(labels)
+    records.write_json(path, metrics | {"rank_agreement": None, "pairs_with": {}})
+    report.main(CONFIG, [f"run={copied}"])
+    text = Reader(page_of(copied)).text
+    assert "Kendall" not in text and "Expected calibration error" in text and "Accuracy on the pairs" not in text
+
+
+def test_who_was_left_out_of_the_training_is_named(copied: Path) -> None:
+    assert "left out of the training" not in Reader(page_of(copied)).text
+    path = copied / "reward_model" / "metrics.json"
+    metrics = records.read_json(path)
+    records.write_json(path, metrics | {"left_out": {"therapist": "adviser", "accuracy": metrics["same_family"]}})
+    report.main(CONFIG, [f"run={copied}"])
+    assert "except for adviser, left out of the training with its family: 58" in Reader(page_of(copied)).text
 
 
 def test_the_shipped_configs_load(made: Path) -> None:

@@ -21,9 +21,8 @@ from psychepass.config import load as load_config
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, PreferencePair, Session
 from psychepass.scoring import ScoreGroup
-from reward_model import evaluate
 from reward_model import model as models
-from reward_model.data import Ask, client_steps, join
+from reward_model.data import client_steps, join
 from reward_model.loss import bradley_terry, pair_loss
 from reward_model.scorer import GroupScorer
 from reward_model.train import RMConfig
@@ -159,6 +158,15 @@ def test_changed_weights_and_unfinished_folders_are_refused(base, tmp_path):
         models.load(tmp_path)
     with pytest.raises(AssertionError, match=r"head\.weight changed"):
         models.finish(model, tmp_path, card)
+
+
+def test_another_tokenizer_is_refused(base, tmp_path):
+    model = models.from_base(base, 1, seed=3)
+    models.finish(model, tmp_path, models.save(model, tiny_tokenizer(), tmp_path, str(base), 2048, 128))
+    models.load(tmp_path)
+    tiny_tokenizer(300).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer is not the one that"):
+        models.load(tmp_path)
 
 
 def test_layers_out_of_range_are_refused(base):
@@ -302,41 +310,3 @@ def test_torn_checkpoints_and_log_lines_are_dropped(tmp_path):
         f.write('{"step": 1')
     log.keep_until(10)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == list(range(1, 11))
-
-
-# --- evaluation --------------------------------------------------------------------------------
-
-
-def test_measure_by_hand():
-    """One client; a beats b on Crisis and loses Memory. The rewards say a on both, on any dimension."""
-    a = session("p1", identity("a", "same"), "test", reply=lambda r, t: "one two three")
-    b = session("p1", identity("b", "same"), "test", reply=lambda r, t: "one")
-    sessions = {s.id: s for s in (a, b)}
-    pairs = pairs_of([battle(a, b, {Dimension.CRISIS: "A", Dimension.MEMORY: "B"})], sessions)
-    asks = {(s, Ask(t, d, r)) for s in sessions for t in (6, 10) for d in REWARDED for r in (True, False)}
-    rewards = {(s, ask): float(s == a.id and ask.reply) for s, ask in asks}
-    train = [p.model_copy(update={"dimension": Dimension.MEMORY}) for p in pairs if p.dimension is Dimension.MEMORY]
-    found = evaluate.measure(pairs, train, sessions, rewards)
-    assert (found["accuracy"], found["n"], found["n_clients"]) == (0.5, 2, 1)
-    assert found["dimensions"]["crisis"]["value"] == 1 and found["dimensions"]["memory"]["value"] == 0
-    assert found["longer_wins"]["value"] == 0.5
-    assert found["which_therapist"]["value"] == 0.75  # Memory learned, Crisis never seen: half
-    assert found["context_only"]["value"] == 0.5  # all equal
-    assert found["same_family"]["value"] == 0.5 and found["same_family"]["n"] == 2
-
-
-def test_accuracy_weighs_clients_alike():
-    pairs = []
-    for profile, battles in (("p1", "A"), ("p2", {Dimension.CRISIS: "B"})):
-        a, b = session(profile, identity("a"), "test"), session(profile, identity("b"), "test")
-        pairs += pairs_of([battle(a, b, battles)], {s.id: s for s in (a, b)})
-    wins = {p.id: 1.0 if p.profile_id == "p1" else -1.0 for p in pairs}
-    row = evaluate.accuracy(pairs, lambda p: wins[p.id])
-    assert row is not None and row["value"] == 0.5 and row["n"] == 12 and row["n_clients"] == 2
-    assert row["low"] == 0 and row["high"] == 1
-    assert evaluate.accuracy([], lambda p: 0.0) is None
-
-
-def test_the_shuffled_question_is_never_the_own_one():
-    assert all(evaluate.other_dimension(d) is not d for d in REWARDED)
-    assert {evaluate.other_dimension(d) for d in REWARDED} == set(REWARDED)

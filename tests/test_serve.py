@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+import torch
 import uvicorn
 from pydantic import ValidationError
 
@@ -186,6 +188,16 @@ def test_overload_is_503_and_the_client_tries_again(scorer):
             scorer._lock.release()
         assert Scorer(address, 20).score(GROUPS) == scorer.score(GROUPS)
         waiting.join()
+
+
+def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):
+    model = models.from_base(tiny_model(tmp_path), 1, seed=0)
+    torch.nn.init.constant_(model.head.weight, math.nan)
+    broken = GroupScorer(model, Renderer(tiny_tokenizer(), 256, 64), "tiny-rm@nan")
+    with pytest.raises(FloatingPointError, match="tiny-rm@nan gave a reward that is not finite"):
+        broken.score(GROUPS)
+    with served(broken) as address, pytest.raises(UserError, match=r"status 500: .*not finite"):
+        Scorer(address, 20).score(GROUPS)
 
 
 def test_the_stage_serves_and_takes_its_address_away_again(scorer, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,9 +126,34 @@ def from_base(path: str | Path, layers: int | None, seed: int) -> RewardModel:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     backbone = _backbone(path, config)
-    head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
+    head = Head(config.hidden_size)
     nn.init.normal_(head.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
     return RewardModel(backbone, head)
+
+
+class Head(nn.Linear):
+    """Hidden state to raw reward. A class of its own: DeepSpeed's autocast sends plain linear weights in bf16."""
+
+    def __init__(self, hidden: int):
+        super().__init__(hidden, 1, bias=False, dtype=torch.float32)
+
+
+def from_state(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> RewardModel:
+    """The model of a whole state dict; its buffers stay empty, for it is to be saved, not run."""
+    with _quiet(), torch.device("meta"):
+        model = RewardModel(AutoModel.from_config(config, dtype=torch.float32), Head(config.hidden_size))
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def gathered(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a whole parameter on the CPU, which ZeRO-3 may keep in parts; every rank must call."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().cpu().clone()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()
 
 
 def _backbone(path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
@@ -183,9 +209,7 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
         UserError: no finished reward model there, or weights that the card does not name.
     """
     folder = Path(folder)
-    if not (folder / CARD).is_file():
-        raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
-    card = Card.model_validate(json.loads((folder / CARD).read_text()))
+    card = read_card(folder)
     if not card.model.endswith(f"@{_weights_hash(folder)}"):
         raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
     model, tokenizer = _read(folder)
@@ -193,10 +217,17 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
     return model.to(device).eval(), renderer, card
 
 
+def read_card(folder: Path) -> Card:
+    """Raises UserError: no finished reward model there."""
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
+    return Card.model_validate(json.loads((folder / CARD).read_text()))
+
+
 def _read(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     backbone = _backbone(folder, AutoConfig.from_pretrained(folder))
     weight = load_file(folder / "head.safetensors")["weight"]
-    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head = Head(weight.shape[1])
     head.load_state_dict({"weight": weight})
     return RewardModel(backbone, head), AutoTokenizer.from_pretrained(folder)
 

@@ -7,6 +7,7 @@ tokenizer, head.safetensors, and reward_model.json, which is written last and sa
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -150,9 +151,7 @@ def gathered(parameter: torch.Tensor) -> torch.Tensor:
     """A copy of a whole parameter on the CPU, which ZeRO-3 may keep in parts; every rank must call."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach().cpu().clone()
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
+    with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
         return parameter.detach().cpu().clone()
 
 

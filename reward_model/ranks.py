@@ -7,8 +7,10 @@ with fewer windows fills up with padding of weight zero.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +99,11 @@ def deepspeed_config(path: str, bf16: bool) -> dict[str, Any]:
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        import deepspeed
+        deepspeed = importlib.import_module("deepspeed")
     except ImportError as e:
         raise UserError(f"deepspeed = {path}, but DeepSpeed is not installed ({e}); see README, On GPUs") from e
+    # torch 2.13 renames what DeepSpeed 0.19 calls, and would say so in every forward
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     config["torch_autocast"] = {"enabled": bf16, "dtype": "bfloat16"}
     if cpu:
         config["zero_optimization"]["overlap_comm"] = False  # there are no streams to overlap on

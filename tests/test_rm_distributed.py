@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -24,6 +25,13 @@ from tests.conftest import ROOT
 from tests.test_reward_model import log_of, write_config, write_run
 from tests.tiny import tiny_model
 
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed==0.19.8"
+)
+ENGINES = [
+    pytest.param(None, id="ddp"),
+    pytest.param(str(ROOT / "configs" / "zero3.json"), id="zero3", marks=needs_deepspeed),
+]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -109,13 +117,15 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("deepspeed", ENGINES)
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_two_ranks_have_the_gradient_of_one(base, tmp_path, changes):
+def test_two_ranks_have_the_gradient_of_one(base, tmp_path, changes, deepspeed):
     found = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        config = write_config(folder, uneven_run(folder / "run"), base, two_pass=True, layers=2, **changes)
+        engine = {"deepspeed": deepspeed if ranks > 1 else None}
+        config = write_config(folder, uneven_run(folder / "run"), base, two_pass=True, layers=2, **engine, **changes)
         found.append(gradients(folder, config, ranks))
     assert distance(found[1], found[0]) < 1e-5
     halved = {n: g / 2 for n, g in found[0].items()}
@@ -138,17 +148,19 @@ main(["rm", sys.argv[1]])
 """
 
 
-def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tmp_path):
+@pytest.mark.parametrize("deepspeed", ENGINES)
+def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tmp_path, deepspeed):
     changes = {"two_pass": True, "validation_clients": 1, "epochs": 2}
     alone = write_run(tmp_path / "alone")
     assert cli(["rm", str(write_config(tmp_path, alone, base, **changes))]) == 0
     run = write_run(tmp_path / "run")
-    config = write_config(tmp_path, run, base, **changes)
+    config = write_config(tmp_path, run, base, deepspeed=deepspeed, **changes)
     program = tmp_path / "killed.py"
     program.write_text(KILLED)
     killed = torchrun(str(program), str(config))
     assert killed.returncode != 0 and f"exitcode  : {-signal.SIGKILL}" in killed.stderr
-    assert last_whole_checkpoint(run / "reward_model" / "checkpoints") is not None
+    checkpoint = last_whole_checkpoint(run / "reward_model" / "checkpoints")
+    assert checkpoint is not None and bool(deepspeed) == any(checkpoint.glob("global_step*"))
     assert not (run / "reward_model" / models.CARD).exists()
     done = two_ranks("psychepass.cli", "rm", config)
     assert done.returncode == 0, done.stderr[-3000:]

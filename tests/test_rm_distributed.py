@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from psychepass import records
 from psychepass.cli import main as cli
+from psychepass.config import StageConfig
+from psychepass.run import stage_run
 from reward_model import model as models
 from reward_model.journal import last_whole_checkpoint
 from reward_model.packing import Branch, Packed, pack
@@ -52,8 +54,12 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
 
 
-def two_ranks(module: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    return torchrun("-m", module, *map(str, args))
+def stage_rm(config: Path, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
+    """The stage as a user starts it, on two processes."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = ENV | {"NPROC": "2", "LAUNCHER": launcher, "MASTER_PORT": str(free_port()), "PATH": path}
+    command = ["bash", str(ROOT / "launch" / "rm.sh"), str(config)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 # --- dealing -----------------------------------------------------------------------------------
@@ -89,7 +95,7 @@ def gradients(folder: Path, config: Path, ranks: int) -> dict[str, torch.Tensor]
         command = [sys.executable, "-m", "tests.rm_gradients", str(config), str(out)]
         done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
     else:
-        done = two_ranks("tests.rm_gradients", config, out)
+        done = torchrun("-m", "tests.rm_gradients", str(config), str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)
 
@@ -162,7 +168,7 @@ def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tm
     checkpoint = last_whole_checkpoint(run / "reward_model" / "checkpoints")
     assert checkpoint is not None and bool(deepspeed) == any(checkpoint.glob("global_step*"))
     assert not (run / "reward_model" / models.CARD).exists()
-    done = two_ranks("psychepass.cli", "rm", config)
+    done = stage_rm(config)
     assert done.returncode == 0, done.stderr[-3000:]
     rows, wanted = log_of(run), log_of(alone)
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
@@ -175,7 +181,7 @@ def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tm
     assert manifests[0]["notes"]["validation"] == manifests[1]["notes"]["validation"]
     assert done.stderr.count("[psychepass] rm: done in") == 1
     models.load(run / "reward_model")
-    again = two_ranks("psychepass.cli", "rm", config)
+    again = stage_rm(config)
     assert again.returncode == 0 and again.stderr.count("done before, nothing to do") == 1
 
 
@@ -183,3 +189,31 @@ def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsy
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli(["rm", str(write_config(tmp_path, write_run(tmp_path / "run"), base))]) == 2
     assert "two_pass is false, which needs one process, but WORLD_SIZE is 2" in capsys.readouterr().err
+
+
+@needs_deepspeed
+def test_the_deepspeed_launcher_runs_the_stage(base, tmp_path):
+    run = write_run(tmp_path / "run", train=1, test=1)
+    zero3 = str(ROOT / "configs" / "zero3.json")
+    config = write_config(tmp_path, run, base, two_pass=True, epochs=1, deepspeed=zero3)
+    done = stage_rm(config, launcher="deepspeed")
+    assert done.returncode == 0, done.stderr[-3000:]
+    models.load(run / "reward_model")
+
+
+def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, capsys):
+    run = write_run(tmp_path / "run", train=1, test=1)
+    zero3 = str(ROOT / "configs" / "zero3.json")
+    assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed=zero3))]) == 2
+    assert "zero3.json needs a launcher, even for one process" in capsys.readouterr().err
+    assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed="none.json"))]) == 2
+    assert "deepspeed = none.json: no such file" in capsys.readouterr().err
+
+
+def test_other_ranks_leave_lock_and_manifest_to_rank_0(tmp_path):
+    config = StageConfig(run=str(tmp_path))
+    with stage_run("rm", config, rank=0), stage_run("rm", config, rank=1) as other:
+        assert not other.done
+        assert records.read_json(tmp_path / "manifests" / "rm.json")["starts"] == 1
+    with stage_run("rm", config, rank=1) as other:
+        assert other.done

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -139,12 +138,10 @@ class Head(nn.Linear):
         super().__init__(hidden, 1, bias=False, dtype=torch.float32)
 
 
-def from_state(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> RewardModel:
-    """The model of a whole state dict; its buffers stay empty, for it is to be saved, not run."""
+def empty(config: PretrainedConfig) -> RewardModel:
+    """A model without weights, to take a whole state dict; its buffers stay empty: it is to be saved, not run."""
     with _quiet(), torch.device("meta"):
-        model = RewardModel(AutoModel.from_config(config, dtype=torch.float32), Head(config.hidden_size))
-    model.load_state_dict(state, assign=True)
-    return model
+        return RewardModel(AutoModel.from_config(config, dtype=torch.float32), Head(config.hidden_size))
 
 
 def gathered(parameter: torch.Tensor) -> torch.Tensor:

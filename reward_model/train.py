@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import TrackedConfig, load
+from psychepass.config import Config, TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import PreferencePair, Session
@@ -28,13 +28,22 @@ LOG = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
+class LoRA(Config):
+    """Adapters of `rank` on every linear layer of the backbone, scaled by alpha / rank."""
+
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+
+
 class RMConfig(TrackedConfig):
     """`base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
     backbone; `train_layers`: how many of those, from the top, are trained (null: all). `max_response` tokens
     of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:
     the memory of one window instead of a whole step's; false needs one process. `validation_clients` of the
     train clients are held aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null
-    means `learning_rate`. `deepspeed`: a ZeRO-3 JSON, or null for whole weights on every rank.
+    means `learning_rate`. `pairs_per_step`: the paper's step, so many pairs whoever their clients are, instead of
+    `clients_per_step`. `lora`: train adapters and the head alone, merged on save; with bf16 the frozen weights are
+    bf16. `deepspeed`: a ZeRO-3 JSON, or null for whole weights on every rank.
     """
 
     base: str
@@ -53,7 +62,18 @@ class RMConfig(TrackedConfig):
     two_pass: bool
     centering: float = Field(ge=0)
     validation_clients: int = Field(ge=0)
+    pairs_per_step: int | None = Field(default=None, ge=1)
+    lora: LoRA | None = None
+    gradient_checkpointing: bool = False
     deepspeed: str | None = None
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> RMConfig:
+        if self.lora and self.train_layers is not None:
+            raise ValueError(
+                f"lora trains adapters on every layer, so train_layers must be null, not {self.train_layers}"
+            )
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -94,7 +114,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
         raise UserError(f"{run.dir}/sessions.jsonl: {len(lost)} sessions of pairs.jsonl are missing, e.g. {lost[0]}")
     os.environ["WANDB_MODE"] = config.wandb or "disabled"
 
-    from reward_model.trainer import fit
+    from reward_model.fit import fit
 
     if rank == 0:
         say(f"rm: {len(pairs)} pairs of {len(clients)} clients, {len(sessions)} sessions; base {config.base}")

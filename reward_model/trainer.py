@@ -1,26 +1,24 @@
-"""The Hugging Face Trainer for packed sessions: a step's loss, its log, its checkpoints, the choice of an epoch."""
+"""The Hugging Face Trainer for packed sessions: a step's loss and gradient, over one process or many."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
-from psychepass import weights
 from psychepass.errors import UserError
-from psychepass.matmul import fast_fp32
-from psychepass.schema import PreferencePair, Session, content_hash
+from reward_model import lora
 from reward_model import model as models
-from reward_model.data import ClientStep, client_steps, join
+from reward_model.data import ClientStep, join
 from reward_model.journal import StepLog, Watch, last_whole_checkpoint, refuse_other_world, step_of
 from reward_model.loss import PairLoss, pair_loss
 from reward_model.model import RewardModel
@@ -31,69 +29,16 @@ from reward_model.ranks import (
     hand_of,
     padding,
     prepare_cpu_ranks,
-    rank_and_world,
     score_slices,
 )
-from reward_model.train import CHECKPOINTS, LOG, RMConfig, write_card
-from training.render import Renderer
-
-
-class Selection(NamedTuple):
-    """The epoch that was kept; `validation` maps epochs to accuracies on clients held aside."""
-
-    epoch: float
-    validation: dict[str, float]
-
-
-def fit(
-    config: RMConfig, pairs: Sequence[PreferencePair], sessions: Mapping[str, Session], folder: Path
-) -> tuple[models.Card, Selection]:
-    """Train on `pairs`, or go on from the last whole checkpoint under `folder`, and save there (rank 0 does)."""
-    rank, world = rank_and_world()
-    if world == 1 and torch.cuda.device_count() > 1:
-        raise UserError(
-            f"stage rm: one process, but {torch.cuda.device_count()} GPUs are visible; start it with launch/rm.sh, or "
-            "show it one by CUDA_VISIBLE_DEVICES"
-        )
-    fast_fp32()
-    held = held_aside(sorted({p.profile_id for p in pairs}), config.validation_clients)
-    arguments = training_arguments(config, folder, validated=bool(held))  # first: ZeRO-3 parts weights as they load
-    path = weights.resolve(config.base)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = models.from_base(path, config.layers, config.seed)
-    model.train_top(config.train_layers)
-    steps = client_steps(pairs, sessions, Renderer(tokenizer, config.max_length, config.max_response))
-    train = [s for s in steps if s.profile_id not in held]
-    trainer = PairTrainer(config, arguments, folder, model, train, [s for s in steps if s.profile_id in held])
-    trainer.train(resume_from_checkpoint=trainer.resume_point())
-    selection = _selection(trainer)
-    whole = trainer.whole_model()
-    if rank == 0:
-        card = models.save(whole, tokenizer, folder, config.base, config.max_length, config.max_response)
-        write_card(folder, config, card, selection.epoch, len(pairs), len(steps))
-        models.finish(whole, folder, card)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    return models.read_card(folder), selection
-
-
-def held_aside(clients: Sequence[str], count: int) -> set[str]:
-    """`count` clients for validation: the first by hash of their id, whatever the order of `clients`."""
-    return set(sorted(clients, key=content_hash)[:count])
-
-
-def _selection(trainer: PairTrainer) -> Selection:
-    by_step = {h["step"]: h for h in trainer.state.log_history if "eval_accuracy" in h}
-    best = by_step.get(trainer.state.best_global_step or -1)
-    epoch = best["epoch"] if best else trainer.state.epoch or 0.0
-    return Selection(round(epoch, 6), {f"{h['epoch']:g}": h["eval_accuracy"] for h in by_step.values()})
-
-
-# --- training ----------------------------------------------------------------------------------
+from reward_model.train import CHECKPOINTS, LOG, RMConfig
 
 
 class PairTrainer(Trainer):
-    """Its items are ClientSteps; `facts` are the last step's loss, accuracy, margin, pairs and tokens."""
+    """`encode` makes a step of some items of `train`; by default they are clients' steps already.
+
+    `facts` are the last step's loss, accuracy, margin, pairs and tokens.
+    """
 
     def __init__(
         self,
@@ -101,8 +46,9 @@ class PairTrainer(Trainer):
         arguments: TrainingArguments,
         folder: Path,
         model: RewardModel,
-        train: Sequence[ClientStep],
+        train: Sequence[Any],
         validation: Sequence[ClientStep],
+        encode: Callable[[Sequence[Any]], ClientStep] = join,
     ):
         self.config = config
         self.rank, self.world = arguments.process_index, arguments.world_size
@@ -115,7 +61,7 @@ class PairTrainer(Trainer):
             args=arguments,
             train_dataset=list(train),  # type: ignore[arg-type]  # any sequence will do
             eval_dataset=list(validation) or None,  # type: ignore[arg-type]
-            data_collator=lambda steps: {"step": join(steps)},
+            data_collator=lambda items: {"step": encode(items)},
         )
         self.remove_callback(PrinterCallback)  # the bar and train_log.jsonl say it
         self.add_callback(Watch(self))
@@ -170,6 +116,8 @@ class PairTrainer(Trainer):
         model = self.model
         assert isinstance(model, RewardModel)
         if not self.is_deepspeed_enabled:
+            if self.config.lora:
+                lora.merge(model)
             return model
         state: Any = self.accelerator.get_state_dict(self.model_wrapped)
         head = models.gathered(model.head.weight)
@@ -177,11 +125,17 @@ class PairTrainer(Trainer):
         if self.rank > 0:
             return model
         assert torch.equal(state["head.weight"].cpu(), head), "the gathered head differs from the one trained"
-        return models.from_state(model.backbone.config, state)
+        whole = models.empty(model.backbone.config)
+        if self.config.lora:
+            lora.add(whole, self.config.lora.rank, self.config.lora.alpha, self.config.seed)
+        whole.load_state_dict(state, assign=True)
+        if self.config.lora:
+            lora.merge(whole)
+        return whole
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        """Gradients of the loss over all pairs of the step; see RMConfig.two_pass. Dropout is off."""
-        model.eval()
+        """Gradients of the loss over all pairs of the step; see RMConfig.two_pass. The model has no dropout."""
+        model.train(self.config.gradient_checkpointing)  # layers are recomputed in this mode alone
         step: ClientStep = inputs["step"]
         if self.config.two_pass:
             with torch.no_grad():
@@ -193,6 +147,11 @@ class PairTrainer(Trainer):
         else:
             result = self._pair_loss(self._rewards(model, step), step)
             self.accelerator.backward(result.loss)
+        if not torch.isfinite(result.loss):
+            raise UserError(
+                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(result.loss)}; a "
+                "lower learning_rate, or precision = fp32, may mend it"
+            )
         self.facts = _facts(result, step)
         return result.loss.detach()
 
@@ -268,7 +227,7 @@ def training_arguments(config: RMConfig, folder: Path, validated: bool) -> Train
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.clients_per_step,
+        per_device_train_batch_size=config.pairs_per_step or config.clients_per_step,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_ratio,

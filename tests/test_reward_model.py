@@ -24,11 +24,12 @@ from psychepass.scoring import ScoreGroup
 from reward_model import evaluate
 from reward_model import model as models
 from reward_model.data import Ask, client_steps, join
+from reward_model.fit import held_aside
 from reward_model.journal import StepLog, last_whole_checkpoint
 from reward_model.loss import bradley_terry, pair_loss
 from reward_model.scorer import GroupScorer
 from reward_model.train import RMConfig
-from reward_model.trainer import PairTrainer, held_aside, training_arguments
+from reward_model.trainer import PairTrainer, training_arguments
 from tests.conftest import ROOT
 from tests.made import battle, identity, session
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -120,6 +120,7 @@ def uneven_run(folder: Path) -> Path:
 CASES = {
     "one window a session": {"clients_per_step": 1},
     "several windows a rank, two clients": {"clients_per_step": 2, "max_length": 400},
+    "adapters, layers recomputed": {"max_length": 400, "lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True},
 }
 
 

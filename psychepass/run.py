@@ -99,18 +99,26 @@ def stage_run(
     config: StageConfig,
     inputs: list[Path] | None = None,
     ignore: frozenset[str] = frozenset({"run", "wandb"}),
+    rank: int = 0,
 ) -> Iterator[StageRun]:
     """Guard a stage's work: check the manifest, seed, time, and mark the end if nothing was raised.
 
     `inputs` are files that must exist; `ignore` names config keys that do not change the result.
-    The body must return at once when `run.done`.
+    The body must return at once when `run.done`. `rank` is this process's among those that a launcher
+    started for one stage: ranks above 0 check and seed as rank 0 does, and leave it the lock, the manifest
+    and the words.
     """
     for path in inputs or []:
         if not path.is_file():
             raise UserError(f"{path}: stage {stage} needs this file; run the stage that writes it first")
     run = StageRun(stage, config, inputs or [], ignore)
     if run.done:
-        say(f"{stage}: done before, nothing to do ({run.path})")
+        if rank == 0:
+            say(f"{stage}: done before, nothing to do ({run.path})")
+        yield run
+        return
+    if rank > 0:
+        seed_everything(config.seed)
         yield run
         return
     with _only_one(run):

@@ -7,6 +7,7 @@ tokenizer, head.safetensors, and reward_model.json, which is written last and sa
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,9 +131,30 @@ def from_base(path: str | Path, layers: int | None, seed: int) -> RewardModel:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     backbone = _backbone(path, config)
-    head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
+    head = Head(config.hidden_size)
     nn.init.normal_(head.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
     return RewardModel(backbone, head)
+
+
+class Head(nn.Linear):
+    """Hidden state to raw reward. A class of its own: DeepSpeed's autocast sends plain linear weights in bf16."""
+
+    def __init__(self, hidden: int):
+        super().__init__(hidden, 1, bias=False, dtype=torch.float32)
+
+
+def empty(config: PretrainedConfig) -> RewardModel:
+    """A model without weights, to take a whole state dict; its buffers stay empty: it is to be saved, not run."""
+    with _quiet(), torch.device("meta"):
+        return RewardModel(AutoModel.from_config(config, dtype=torch.float32), Head(config.hidden_size))
+
+
+def gathered(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a whole parameter on the CPU, which ZeRO-3 may keep in parts; every rank must call."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().cpu().clone()
+    with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()
 
 
 def _backbone(path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
@@ -194,9 +216,7 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
         UserError: no finished reward model there, or weights or a tokenizer that the card does not name.
     """
     folder = Path(folder)
-    if not (folder / CARD).is_file():
-        raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
-    card = Card.model_validate(json.loads((folder / CARD).read_text()))
+    card = read_card(folder)
     if not card.model.endswith(f"@{_files_hash(folder, WEIGHTS)}"):
         raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
     if card.tokenizer != _files_hash(folder, TOKENIZER):
@@ -206,10 +226,17 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
     return model.to(device).eval(), renderer, card
 
 
+def read_card(folder: Path) -> Card:
+    """Raises UserError: no finished reward model there."""
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
+    return Card.model_validate(json.loads((folder / CARD).read_text()))
+
+
 def _read(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     backbone = _backbone(folder, AutoConfig.from_pretrained(folder))
     weight = load_file(folder / "head.safetensors")["weight"]
-    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head = Head(weight.shape[1])
     head.load_state_dict({"weight": weight})
     return RewardModel(backbone, head), AutoTokenizer.from_pretrained(folder)
 

@@ -1,7 +1,8 @@
 """Stage `rm`: train the Bradley-Terry reward model with the Hugging Face Trainer (paper, section 3.3 and D.3).
 
 A step is `clients_per_step` clients: their sessions are encoded once, and all their pairs read those rewards. A
-killed run goes on from its last whole checkpoint (one an epoch). This version trains in one process.
+killed run goes on from its last whole checkpoint (one an epoch). launch/rm.sh starts several processes, over
+which a step's windows are dealt; rank 0 alone holds the run's lock, writes and speaks.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import TrackedConfig, load
+from psychepass.config import Config, TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import PreferencePair
@@ -28,12 +29,22 @@ LOG = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
+class LoRA(Config):
+    """Adapters of `rank` on every linear layer of the backbone, scaled by alpha / rank."""
+
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+
+
 class RMConfig(TrackedConfig):
     """`base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
     backbone; `train_layers`: how many of those, from the top, are trained (null: all). `max_response` tokens
     of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:
-    the memory of one window instead of a whole step's. `validation_clients` of the train clients are held
-    aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null means `learning_rate`.
+    the memory of one window instead of a whole step's; false needs one process. `validation_clients` of the
+    train clients are held aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null
+    means `learning_rate`. `pairs_per_step`: the paper's step, so many pairs whoever their clients are, instead of
+    `clients_per_step`. `lora`: train adapters and the head alone, merged on save; with bf16 the frozen weights are
+    bf16. `deepspeed`: a ZeRO-3 JSON, or null for whole weights on every rank.
     `leave_out`: a therapist whose pairs, and those of others with its weights, are not trained on; rm-eval then
     shows the accuracy on a therapist that the model never saw.
     """
@@ -55,29 +66,44 @@ class RMConfig(TrackedConfig):
     centering: float = Field(ge=0)
     validation_clients: int = Field(ge=0)
     leave_out: str | None = None
+    pairs_per_step: int | None = Field(default=None, ge=1)
+    lora: LoRA | None = None
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = None
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> RMConfig:
+        if self.lora and self.train_layers is not None:
+            raise ValueError(
+                f"lora trains adapters on every layer, so train_layers must be null, not {self.train_layers}"
+            )
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(RMConfig, config_path, overrides)
     run_dir = Path(config.run)
     inputs = [run_dir / "pairs.jsonl", run_dir / "sessions.jsonl"]
-    with stage_run("rm", config, inputs) as run:
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not config.two_pass:
+        raise UserError(f"{config_path}: two_pass is false, which needs one process, but WORLD_SIZE is {world}")
+    with stage_run("rm", config, inputs, rank=rank) as run:
         if run.done:
             return
         folder = run_dir / FOLDER
         if not (folder / "reward_model.json").is_file():
             try:
-                train(config, run, folder)
+                train(config, run, folder, rank)
             except UserError:
-                if not (folder / LOG).is_file():
+                if rank == 0 and not (folder / LOG).is_file():
                     run.abandon()
                 raise
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        if rank == 0:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def train(config: RMConfig, run: StageRun, folder: Path) -> None:
+def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
     """Train, choose the epoch, save the model and its card."""
-    refuse_several_devices()
     pairs = [p for p in records.read(run.dir / "pairs.jsonl", PreferencePair) if p.split == "train"]
     sessions = sessions_of(pairs, run.dir / "sessions.jsonl")
     if config.leave_out is not None:
@@ -90,19 +116,15 @@ def train(config: RMConfig, run: StageRun, folder: Path) -> None:
         )
     os.environ["WANDB_MODE"] = config.wandb or "disabled"
 
-    from reward_model.trainer import fit
+    from reward_model.fit import fit
 
-    say(f"rm: {len(pairs)} pairs of {len(clients)} clients, {len(sessions)} sessions; base {config.base}")
+    if rank == 0:
+        say(f"rm: {len(pairs)} pairs of {len(clients)} clients, {len(sessions)} sessions; base {config.base}")
     card, selection = fit(config, pairs, sessions, folder)
+    if rank > 0:
+        return
     run.note(model=card.model, epoch=selection.epoch, validation=selection.validation, pairs=len(pairs))
     say(f"rm: {card.model} in {folder}")
-
-
-def refuse_several_devices() -> None:
-    """Raises UserError under a launcher with several processes, where gradients would be weighted wrongly."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise UserError(f"stage rm trains in one process in this version, but WORLD_SIZE is {world}")
 
 
 def write_card(folder: Path, config: RMConfig, card: Card, epoch: float, n_pairs: int, n_clients: int) -> None:

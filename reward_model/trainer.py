@@ -1,178 +1,67 @@
-"""The Hugging Face Trainer for packed sessions: a step's loss, its log, its checkpoints, the choice of an epoch."""
+"""The Hugging Face Trainer for packed sessions: a step's loss and gradient, over one process or many."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
-from psychepass import records, weights
 from psychepass.errors import UserError
-from psychepass.matmul import fast_fp32
-from psychepass.schema import PreferencePair, Session, content_hash
+from reward_model import lora
 from reward_model import model as models
-from reward_model.data import ClientStep, client_steps, join
+from reward_model.data import ClientStep, join
+from reward_model.journal import StepLog, Watch, last_whole_checkpoint, refuse_other_world, step_of
 from reward_model.loss import PairLoss, pair_loss
 from reward_model.model import RewardModel
-from reward_model.train import CHECKPOINTS, LOG, RMConfig, write_card
-from training.render import Renderer
-
-WHOLE = "whole"  # a file that a checkpoint gets once all of it is there
-
-
-class Selection(NamedTuple):
-    """The epoch that was kept; `validation` maps epochs to accuracies on clients held aside."""
-
-    epoch: float
-    validation: dict[str, float]
-
-
-def fit(
-    config: RMConfig, pairs: Sequence[PreferencePair], sessions: Mapping[str, Session], folder: Path
-) -> tuple[models.Card, Selection]:
-    """Train on `pairs`, or go on from the last whole checkpoint under `folder`, and save there."""
-    if torch.cuda.device_count() > 1:
-        raise UserError(f"stage rm trains on one GPU in this version, {torch.cuda.device_count()} are visible")
-    fast_fp32()
-    path = weights.resolve(config.base)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = models.from_base(path, config.layers, config.seed)
-    model.train_top(config.train_layers)
-    steps = client_steps(pairs, sessions, Renderer(tokenizer, config.max_length, config.max_response))
-    held = held_aside([s.profile_id for s in steps], config.validation_clients)
-    trainer = PairTrainer(
-        config,
-        folder,
-        model,
-        [s for s in steps if s.profile_id not in held],
-        [s for s in steps if s.profile_id in held],
-    )
-    checkpoint = last_whole_checkpoint(folder / CHECKPOINTS)
-    trainer.step_log.keep_until(_step_of(checkpoint) if checkpoint else 0)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-    if broken:
-        raise UserError(f"{broken[0]} is not finite after the last step; lower learning_rate ({config.learning_rate})")
-    selection = _selection(trainer)
-    card = models.save(model, tokenizer, folder, config.base, config.max_length, config.max_response)
-    write_card(folder, config, card, selection.epoch, len(pairs), len(steps))
-    models.finish(model, folder, card)
-    return card, selection
-
-
-def held_aside(clients: Sequence[str], count: int) -> set[str]:
-    """`count` clients for validation: the first by hash of their id, whatever the order of `clients`."""
-    return set(sorted(clients, key=content_hash)[:count])
-
-
-def _selection(trainer: PairTrainer) -> Selection:
-    by_step = {h["step"]: h for h in trainer.state.log_history if "eval_accuracy" in h}
-    best = by_step.get(trainer.state.best_global_step or -1)
-    epoch = best["epoch"] if best else trainer.state.epoch or 0.0
-    return Selection(round(epoch, 6), {f"{h['epoch']:g}": h["eval_accuracy"] for h in by_step.values()})
-
-
-# --- checkpoints -------------------------------------------------------------------------------
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a torn one is deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step_of)
-    for torn in [c for c in found if not (c / WHOLE).is_file()]:
-        shutil.rmtree(torn)
-        found.remove(torn)
-    return found[-1] if found else None
-
-
-# --- the log -----------------------------------------------------------------------------------
-
-
-class StepLog:
-    """train_log.jsonl: one line a step, each step once."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def keep_until(self, step: int) -> None:
-        """Drop the lines of steps that will be made again, and a torn last line."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        records.write_atomic(self.path, "".join(kept))
-
-    def append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as f:
-            f.write(json.dumps(row, sort_keys=True) + "\n")
-
-
-class Watch(TrainerCallback):
-    """Progress bar, log line a step, and the mark of a whole checkpoint."""
-
-    def __init__(self, trainer: PairTrainer):
-        self.trainer = trainer
-        self.bar: tqdm | None = None
-        self.begun = 0.0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="rm", unit="step")
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.begun = time.perf_counter()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "grad_norm" in logs:
-            seconds = round(time.perf_counter() - self.begun, 3)
-            facts = {k: logs[k] for k in ("grad_norm", "learning_rate")} | self.trainer.facts
-            self.trainer.step_log.append({"step": state.global_step, "epoch": state.epoch, "seconds": seconds} | facts)
-            if self.bar is not None:
-                self.bar.update(state.global_step - self.bar.n)
-                self.bar.set_postfix(loss=f"{facts['loss']:.3f}", accuracy=f"{facts['accuracy']:.2f}")
-
-    def on_save(self, args, state, control, **kwargs):
-        records.write_atomic(self.trainer.checkpoints / f"checkpoint-{state.global_step}" / WHOLE, "\n")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.close()
-
-
-# --- training ----------------------------------------------------------------------------------
+from reward_model.packing import Packed
+from reward_model.ranks import (
+    deepspeed_config,
+    gather,
+    hand_of,
+    padding,
+    prepare_cpu_ranks,
+    score_slices,
+)
+from reward_model.train import CHECKPOINTS, LOG, RMConfig
 
 
 class PairTrainer(Trainer):
-    """Its items are ClientSteps; `facts` are the last step's loss, accuracy, margin, pairs and tokens."""
+    """`encode` makes a step of some items of `train`; by default they are clients' steps already.
+
+    `facts` are the last step's loss, accuracy, margin, pairs and tokens.
+    """
 
     def __init__(
         self,
         config: RMConfig,
+        arguments: TrainingArguments,
         folder: Path,
         model: RewardModel,
-        train: Sequence[ClientStep],
+        train: Sequence[Any],
         validation: Sequence[ClientStep],
+        encode: Callable[[Sequence[Any]], ClientStep] = join,
     ):
         self.config = config
+        self.rank, self.world = arguments.process_index, arguments.world_size
         self.validation = list(validation)
         self.facts: dict[str, float] = {}
         self.step_log = StepLog(folder / LOG)
         self.checkpoints = folder / CHECKPOINTS
         super().__init__(
             model=model,
-            args=_arguments(config, folder, validated=bool(validation)),
+            args=arguments,
             train_dataset=list(train),  # type: ignore[arg-type]  # any sequence will do
             eval_dataset=list(validation) or None,  # type: ignore[arg-type]
-            data_collator=lambda steps: {"step": join(steps)},
+            data_collator=lambda items: {"step": encode(items)},
         )
         self.remove_callback(PrinterCallback)  # the bar and train_log.jsonl say it
         self.add_callback(Watch(self))
@@ -182,9 +71,13 @@ class PairTrainer(Trainer):
         assert isinstance(self.model, RewardModel)
         backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         rate = self.config.learning_rate
+
+        def flat(parameter: torch.nn.Parameter) -> bool:
+            return len(getattr(parameter, "ds_shape", parameter.shape)) <= 1  # ZeRO-3's own part is always flat
+
         groups = [
-            {"params": [p for p in backbone if p.ndim > 1], "weight_decay": self.config.weight_decay, "lr": rate},
-            {"params": [p for p in backbone if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+            {"params": [p for p in backbone if not flat(p)], "weight_decay": self.config.weight_decay, "lr": rate},
+            {"params": [p for p in backbone if flat(p)], "weight_decay": 0.0, "lr": rate},
             {
                 "params": [self.model.head.weight],
                 "weight_decay": 0.0,
@@ -194,9 +87,55 @@ class PairTrainer(Trainer):
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]])
         return self.optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Every rank draws the same clients: the windows of a step are dealt to the ranks, not the steps."""
+        items: Any = self.train_dataset
+        loader = DataLoader(
+            items,
+            batch_size=self.args.train_batch_size,
+            sampler=RandomSampler(items),
+            collate_fn=self.data_collator,
+        )
+        return prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.config.seed
+        )
+
+    def resume_point(self) -> str | None:
+        """The checkpoint to go on from, which rank 0 looks up; the log then ends where it does."""
+        found: list[str | None] = [None]
+        if self.rank == 0:
+            checkpoint = last_whole_checkpoint(self.checkpoints)
+            if checkpoint and self.is_deepspeed_enabled:
+                refuse_other_world(checkpoint, self.world)
+            self.step_log.keep_until(step_of(checkpoint) if checkpoint else 0)
+            found = [str(checkpoint) if checkpoint else None]
+        return broadcast_object_list(found)[0]
+
+    def whole_model(self) -> RewardModel:
+        """The trained model with all of its weights; under ZeRO-3 gathered, and for rank 0 only."""
+        model = self.model
+        assert isinstance(model, RewardModel)
+        if not self.is_deepspeed_enabled:
+            if self.config.lora:
+                lora.merge(model)
+            return model
+        state: Any = self.accelerator.get_state_dict(self.model_wrapped)
+        head = models.gathered(model.head.weight)
+        unset_hf_deepspeed_config()  # what is made from here on is not parted
+        if self.rank > 0:
+            return model
+        assert torch.equal(state["head.weight"].cpu(), head), "the gathered head differs from the one trained"
+        whole = models.empty(model.backbone.config)
+        if self.config.lora:
+            lora.add(whole, self.config.lora.rank, self.config.lora.alpha, self.config.seed)
+        whole.load_state_dict(state, assign=True)
+        if self.config.lora:
+            lora.merge(whole)
+        return whole
+
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        """Gradients of the loss over all pairs of the step; see RMConfig.two_pass. Dropout is off."""
-        model.eval()
+        """Gradients of the loss over all pairs of the step; see RMConfig.two_pass. The model has no dropout."""
+        model.train(self.config.gradient_checkpointing)  # layers are recomputed in this mode alone
         step: ClientStep = inputs["step"]
         if self.config.two_pass:
             with torch.no_grad():
@@ -208,27 +147,47 @@ class PairTrainer(Trainer):
         else:
             result = self._pair_loss(self._rewards(model, step), step)
             self.accelerator.backward(result.loss)
-        self.facts = _facts(result, step)
-        if not math.isfinite(self.facts["loss"]):
+        if not torch.isfinite(result.loss):
             raise UserError(
-                f"the loss of {step.profile_id} in step {self.state.global_step + 1} is {self.facts['loss']}; lower "
-                f"learning_rate ({self.config.learning_rate}) or max_grad_norm, or use precision: fp32"
+                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(result.loss)}; a "
+                "lower learning_rate, or precision = fp32, may mend it"
             )
+        self.facts = _facts(result, step)
         return result.loss.detach()
 
     def _backward_by_window(self, model, step: ClientStep, slopes_S: torch.Tensor) -> None:
-        """Second pass: the gradient of sum(dL/dr r), one window's graph at a time."""
-        done = 0
-        for tree in step.trees:
-            slopes = slopes_S[done : done + len(tree.score_index_S)]
-            done += len(slopes)
-            with self.compute_loss_context_manager():
-                rewards = model(tree.to(self.args.device))
-            self.accelerator.backward((slopes * rewards).sum())
+        """Second pass: the gradient of sum(dL/dr r), one window's graph at a time, over all ranks.
+
+        Ranks average their gradients in the last window's backward, hence the factor: the sum is wanted.
+        """
+        slices = score_slices(step.trees)
+        hand = hand_of(step.trees, self.rank, self.world)
+        for place, window in enumerate(hand, start=1):
+            last = place == len(hand)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                if window is None:
+                    surrogate = 0.0 * self._reward(model, padding()).sum()
+                else:
+                    surrogate = (slopes_S[slices[window]] * self._reward(model, step.trees[window])).sum()
+                self.accelerator.backward(self.world * surrogate)
 
     def _rewards(self, model, step: ClientStep) -> torch.Tensor:
+        """All rewards [S] of the step, on every rank; differentiable in one process only."""
+        if self.world == 1:
+            return torch.cat([self._reward(model, tree) for tree in step.trees])
+        slices = score_slices(step.trees)
+        rewards_S = torch.zeros(slices[-1].stop, device=self.args.device)
+        for window in hand_of(step.trees, self.rank, self.world):
+            if window is None:
+                self._reward(model, padding())
+            else:
+                rewards_S[slices[window]] = self._reward(model, step.trees[window])
+        return gather(rewards_S)
+
+    def _reward(self, model, tree: Packed) -> torch.Tensor:
         with self.compute_loss_context_manager():
-            return torch.cat([model(tree.to(self.args.device)) for tree in step.trees])
+            return model(tree.to(self.args.device))
 
     def _pair_loss(self, rewards_S: torch.Tensor, step: ClientStep) -> PairLoss:
         chosen_PS, rejected_PS, weight_P = (
@@ -238,10 +197,11 @@ class PairTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss and accuracy over the clients held aside, each client weighing the same."""
-        assert isinstance(self.model, torch.nn.Module)
-        self.model.eval()
+        model: Any = self.model_wrapped
+        assert isinstance(model, torch.nn.Module)
+        model.eval()
         with torch.no_grad():
-            results = [self._pair_loss(self._rewards(self.model, s), s) for s in self.validation]
+            results = [self._pair_loss(self._rewards(model, s), s) for s in self.validation]
         metrics = {
             f"{metric_key_prefix}_loss": sum(float(r.loss.detach()) for r in results) / len(results),
             f"{metric_key_prefix}_accuracy": sum(r.accuracy for r in results) / len(results),
@@ -256,18 +216,26 @@ def _facts(result: PairLoss, step: ClientStep) -> dict[str, float]:
     return facts | {"pairs": len(step.weight_P), "tokens": step.tokens}
 
 
-def _arguments(config: RMConfig, folder: Path, validated: bool) -> TrainingArguments:
-    """The Trainer's arguments: cosine schedule, a checkpoint an epoch, and of them the best where validated."""
+def training_arguments(config: RMConfig, folder: Path, validated: bool) -> TrainingArguments:
+    """The Trainer's arguments; making them starts the process group.
+
+    Cosine schedule, a checkpoint an epoch, and of these the best where validated.
+    """
+    prepare_cpu_ranks()
+    bf16 = config.precision == "bf16"
+    deepspeed = deepspeed_config(config.deepspeed, bf16) if config.deepspeed else None
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.clients_per_step,
+        per_device_train_batch_size=config.pairs_per_step or config.clients_per_step,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bf16",
+        bf16=bf16 and not deepspeed,
+        deepspeed=deepspeed,
+        accelerator_config={"use_configured_state": bool(deepspeed) and not torch.cuda.is_available()},
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         save_strategy=SaveStrategy.EPOCH,
@@ -281,4 +249,5 @@ def _arguments(config: RMConfig, folder: Path, validated: bool) -> TrainingArgum
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )

@@ -23,10 +23,12 @@ from psychepass.schema import Dimension, PreferencePair, Session
 from psychepass.scoring import ScoreGroup
 from reward_model import model as models
 from reward_model.data import client_steps, join
+from reward_model.fit import held_aside
+from reward_model.journal import StepLog, last_whole_checkpoint
 from reward_model.loss import bradley_terry, pair_loss
 from reward_model.scorer import GroupScorer
 from reward_model.train import RMConfig
-from reward_model.trainer import PairTrainer, StepLog, held_aside, last_whole_checkpoint
+from reward_model.trainer import PairTrainer, training_arguments
 from tests.conftest import ROOT
 from tests.made import battle, identity, session
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -202,7 +204,8 @@ def test_two_pass_gradients_equal_one_pass(base, tmp_path):
     found = []
     for two_pass in (False, True):
         model = models.from_base(base, 2, seed=0)
-        trainer = PairTrainer(config_of(tmp_path / str(two_pass), base, two_pass=two_pass), tmp_path, model, steps, [])
+        config = config_of(tmp_path / str(two_pass), base, two_pass=two_pass)
+        trainer = PairTrainer(config, training_arguments(config, tmp_path, False), tmp_path, model, steps, [])
         trainer.training_step(model, {"step": join(steps)})
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-5
@@ -266,13 +269,13 @@ def test_bad_input_is_one_clear_error(base, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from reward_model import trainer
-append = trainer.StepLog.append
+from reward_model import journal
+append = journal.StepLog.append
 def append_and_die(self, row):
     append(self, row)
     if row["step"] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-trainer.StepLog.append = append_and_die
+journal.StepLog.append = append_and_die
 from psychepass.cli import main
 main(["rm", sys.argv[1]])
 """

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Stage rm over the GPUs of this machine, or of several. Arguments are the stage's own:
+#
+#   bash launch/rm.sh configs/rm.yaml [key=value ...]
+#
+#   NPROC     processes on this node (default: its GPUs, at least 1)
+#   LAUNCHER  torchrun (default), or deepspeed (one node)
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
+#             several nodes that share the run directory: call it once on each (rm.sbatch does)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || { echo "usage: bash launch/rm.sh CONFIG.yaml [key=value ...]" >&2; exit 2; }
+
+has_torch() { python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("transformers")))' 2>/dev/null; }
+has_torch || . launch/setup.sh
+
+NPROC=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+NNODES=${NNODES:-1}
+[ "$NPROC" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+case ${LAUNCHER:-torchrun} in
+torchrun)
+    nodes=(--standalone)
+    [ "$NNODES" = 1 ] || nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+    exec python -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NPROC" -m psychepass.cli rm "$@"
+    ;;
+deepspeed)
+    [ "$NNODES" = 1 ] || { echo "rm.sh: LAUNCHER=deepspeed starts one node, NNODES is $NNODES; use torchrun" >&2; exit 2; }
+    exec deepspeed --num_accelerators "$NPROC" --master_addr 127.0.0.1 --master_port "${MASTER_PORT:-29500}" \
+        --no_local_rank --module psychepass.cli rm "$@"
+    ;;
+*)
+    echo "rm.sh: LAUNCHER=$LAUNCHER; permitted: torchrun, deepspeed" >&2
+    exit 2
+    ;;
+esac

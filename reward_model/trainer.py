@@ -147,13 +147,14 @@ class PairTrainer(Trainer):
         else:
             result = self._pair_loss(self._rewards(model, step), step)
             self.accelerator.backward(result.loss)
-        if not torch.isfinite(result.loss):
+        loss = result.loss.detach()
+        if not torch.isfinite(loss):
             raise UserError(
-                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(result.loss)}; a "
-                "lower learning_rate, or precision = fp32, may mend it"
+                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(loss)}; lower "
+                f"learning_rate ({self.config.learning_rate}), or use precision: fp32"
             )
         self.facts = _facts(result, step)
-        return result.loss.detach()
+        return loss
 
     def _backward_by_window(self, model, step: ClientStep, slopes_S: torch.Tensor) -> None:
         """Second pass: the gradient of sum(dL/dr r), one window's graph at a time, over all ranks.

@@ -11,7 +11,7 @@ from reward_model import baselines
 from reward_model.model import from_base
 from reward_model.packing import pack_sequence
 from reward_model.train import RMConfig
-from reward_model.trainer import PairTrainer
+from reward_model.trainer import PairTrainer, training_arguments
 from tests.made import battle, identity, session
 from tests.test_reward_model import curt, kind, write_config
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -101,7 +101,8 @@ def test_a_form_learns_in_the_trainer(base, tmp_path, form):
     steps = baselines.steps(form, pairs, by_id, RENDER)
     assert [s.profile_id for s in steps] == ["p1", "p2", "p3"]
     config = load_config(RMConfig, write_config(tmp_path, tmp_path, base, epochs=8, two_pass=True))
-    trainer = PairTrainer(config, tmp_path, model, steps[:2], steps[2:])
+    arguments = training_arguments(config, tmp_path, validated=True)
+    trainer = PairTrainer(config, arguments, tmp_path, model, steps[:2], steps[2:])
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

@@ -24,7 +24,7 @@ from reward_model.loss import pair_loss
 from reward_model.model import RewardModel, from_base
 from reward_model.packing import Packed, pack_sequence
 from reward_model.train import RMConfig
-from reward_model.trainer import PairTrainer
+from reward_model.trainer import PairTrainer, training_arguments
 from tests.made import WORDS, identity, session
 from tests.test_reward_model import write_config
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -181,7 +181,9 @@ def test_one_pass_equals_two_in_fp64(exact, base, tmp_path):
     found = []
     for step, two_pass in ((packed, False), (packed, True), (apart, True)):
         exact.zero_grad()
-        PairTrainer(config[two_pass], tmp_path, exact, [step], []).training_step(exact, {"step": join([step])})
+        arguments = training_arguments(config[two_pass], tmp_path, validated=False)
+        trainer = PairTrainer(config[two_pass], arguments, tmp_path, exact, [step], [])
+        trainer.training_step(exact, {"step": join([step])})
         found.append(gradient(exact))
     assert found[0].dtype == torch.float64
     for other in found[1:]:

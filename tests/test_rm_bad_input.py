@@ -62,7 +62,8 @@ def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path, capsys):
     run = write_run(tmp_path / "run", train=3, test=1)
     config = write_config(tmp_path, run, base, learning_rate=1e37, warmup_ratio=0.0)
     assert cli(["rm", str(config)]) == 2
-    assert re.search(r"the loss of step [23] \(clients p\d\) is (nan|inf); lower learning_rate \(1e\+37\)", _err(capsys))
+    said = r"the loss of step [23] \(clients p\d\) is (nan|inf); lower learning_rate \(1e\+37\)"
+    assert re.search(said, _err(capsys))
     assert not (run / "reward_model" / models.CARD).exists()
 
 

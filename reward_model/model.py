@@ -50,7 +50,7 @@ class Card(Frozen):
     layers: int
     max_length: int
     max_response: int
-    tokenizer: str
+    tokenizer: str = ""  # of a card from before there was such a hash, which no tokenizer matches
 
 
 def tree_attention(

@@ -34,7 +34,6 @@ from training.render import Renderer
 
 ATTENTION = "psychepass_tree"
 CARD = "reward_model.json"
-WEIGHTS, TOKENIZER = "*.safetensors", "tokenizer*.json"
 HEAD_STD = 0.02
 
 
@@ -49,7 +48,7 @@ class Card(Frozen):
     layers: int
     max_length: int
     max_response: int
-    tokenizer: str
+    tokenizer: str = ""  # of a card from before there was such a hash, which no tokenizer matches
 
 
 def tree_attention(
@@ -162,20 +161,28 @@ def _quiet():
 def save(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str, max_length: int, max_response: int
 ) -> Card:
-    """Write all of the model but its card; `finish` ends it."""
+    """Write all of the model but its card; `finish` ends it.
+
+    Raises:
+        UserError: a weight that is not finite.
+    """
+    broken = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if broken:
+        raise UserError(f"{broken[0]} is not finite after training; lower the learning rate. {folder} gets no model")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     with _quiet():
         model.backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
+    name = f"{Path(base).name}-rm@{_weights_hash(folder)}"
     return Card(
-        model=f"{Path(base).name}-rm@{_files_hash(folder, WEIGHTS)}",
+        model=name,
         base=base,
         layers=len(model.layers),
         max_length=max_length,
         max_response=max_response,
-        tokenizer=_files_hash(folder, TOKENIZER),
+        tokenizer=_files_hash(folder, "tokenizer*.json"),
     )
 
 
@@ -197,10 +204,10 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
     if not (folder / CARD).is_file():
         raise UserError(f"{folder}: no finished reward model here ({CARD} is missing); run stage rm first")
     card = Card.model_validate(json.loads((folder / CARD).read_text()))
-    if not card.model.endswith(f"@{_files_hash(folder, WEIGHTS)}"):
+    if not card.model.endswith(f"@{_weights_hash(folder)}"):
         raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
-    if card.tokenizer != _files_hash(folder, TOKENIZER):
-        raise UserError(f"{folder}: the tokenizer is not the one that {card.model} was trained with")
+    if card.tokenizer != _files_hash(folder, "tokenizer*.json"):
+        raise UserError(f"{folder}: the tokenizer is not the one of {card.model}; run stage rm again")
     model, tokenizer = _read(folder)
     renderer = Renderer(tokenizer, card.max_length, card.max_response)
     return model.to(device).eval(), renderer, card
@@ -212,6 +219,10 @@ def _read(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
     head.load_state_dict({"weight": weight})
     return RewardModel(backbone, head), AutoTokenizer.from_pretrained(folder)
+
+
+def _weights_hash(folder: Path) -> str:
+    return _files_hash(folder, "*.safetensors")
 
 
 def _files_hash(folder: Path, pattern: str) -> str:

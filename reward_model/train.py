@@ -29,15 +29,17 @@ CHECKPOINTS = "checkpoints"
 
 
 class RMConfig(TrackedConfig):
-    """`base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
+    """`leave_out`: a therapist whose pairs, and those of others with its weights, are not trained on; rm-eval then
+    shows the accuracy on a therapist that the model never saw.
+
+    `base` is a folder, `smollm2` (bundled) or a hub name. `layers`: how many of its lower layers make the
     backbone; `train_layers`: how many of those, from the top, are trained (null: all). `max_response` tokens
     of `max_length` are kept for the reply that is scored. `two_pass` recomputes each session for its gradient:
     the memory of one window instead of a whole step's. `validation_clients` of the train clients are held
     aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null means `learning_rate`.
-    `leave_out`: a therapist whose pairs, and those of others with its weights, are not trained on; rm-eval then
-    shows the accuracy on a therapist that the model never saw.
     """
 
+    leave_out: str | None = None
     base: str
     layers: int | None = Field(default=None, ge=1)
     train_layers: int | None = Field(default=None, ge=0)
@@ -54,7 +56,6 @@ class RMConfig(TrackedConfig):
     two_pass: bool
     centering: float = Field(ge=0)
     validation_clients: int = Field(ge=0)
-    leave_out: str | None = None
 
 
 def main(config_path: str, overrides: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -59,9 +58,6 @@ def fit(
     checkpoint = last_whole_checkpoint(folder / CHECKPOINTS)
     trainer.step_log.keep_until(_step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-    if broken:
-        raise UserError(f"{broken[0]} is not finite after the last step; lower learning_rate ({config.learning_rate})")
     selection = _selection(trainer)
     card = models.save(model, tokenizer, folder, config.base, config.max_length, config.max_response)
     write_card(folder, config, card, selection.epoch, len(pairs), len(steps))
@@ -209,11 +205,6 @@ class PairTrainer(Trainer):
             result = self._pair_loss(self._rewards(model, step), step)
             self.accelerator.backward(result.loss)
         self.facts = _facts(result, step)
-        if not math.isfinite(self.facts["loss"]):
-            raise UserError(
-                f"the loss of {step.profile_id} in step {self.state.global_step + 1} is {self.facts['loss']}; lower "
-                f"learning_rate ({self.config.learning_rate}) or max_grad_norm, or use precision: fp32"
-            )
         return result.loss.detach()
 
     def _backward_by_window(self, model, step: ClientStep, slopes_S: torch.Tensor) -> None:

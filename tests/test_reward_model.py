@@ -165,7 +165,7 @@ def test_another_tokenizer_is_refused(base, tmp_path):
     models.finish(model, tmp_path, models.save(model, tiny_tokenizer(), tmp_path, str(base), 2048, 128))
     models.load(tmp_path)
     tiny_tokenizer(300).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="tokenizer is not the one that"):
+    with pytest.raises(UserError, match="tokenizer is not the one of"):
         models.load(tmp_path)
 
 

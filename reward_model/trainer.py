@@ -149,8 +149,8 @@ class PairTrainer(Trainer):
             self.accelerator.backward(result.loss)
         if not torch.isfinite(result.loss):
             raise UserError(
-                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(result.loss)}; a "
-                "lower learning_rate, or precision = fp32, may mend it"
+                f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is "
+                f"{float(result.loss.detach())}; a lower learning_rate, or precision = fp32, may mend it"
             )
         self.facts = _facts(result, step)
         return result.loss.detach()

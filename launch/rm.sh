@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { echo "usage: bash launch/rm.sh CONFIG.yaml [key=value ...]" >&2; exit 2; }
 
 has_torch() { python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("transformers")))' 2>/dev/null; }
-has_torch || . launch/setup.sh
+# it installs nothing: setup.sh makes the CPU environment, which is the wrong one beside GPUs
+has_torch || { echo "rm.sh: python on PATH has no torch and transformers; activate the environment with psychepass first" >&2; exit 2; }
 
 NPROC=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 NNODES=${NNODES:-1}

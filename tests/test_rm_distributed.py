@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from psychepass import records
 from psychepass.cli import main as cli
 from psychepass.config import StageConfig
+from psychepass.errors import UserError
 from psychepass.run import stage_run
 from reward_model import model as models
-from reward_model.journal import last_whole_checkpoint
+from reward_model.journal import last_whole_checkpoint, refuse_other_world
 from reward_model.packing import Branch, Packed, pack
 from reward_model.ranks import deal, hand_of, score_slices
 from tests.conftest import ROOT
@@ -54,12 +55,18 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
 
 
-def stage_rm(config: Path, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
-    """The stage as a user starts it, on two processes."""
+def start_rm(config: Path, **env: str) -> subprocess.Popen[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = ENV | {"NPROC": "2", "LAUNCHER": launcher, "MASTER_PORT": str(free_port()), "PATH": path}
     command = ["bash", str(ROOT / "launch" / "rm.sh"), str(config)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=ENV | {"PATH": path} | env, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def stage_rm(config: Path, launcher: str = "torchrun") -> tuple[int, str]:
+    """The stage as a user starts it, on two processes: exit status and what it said."""
+    process = start_rm(config, NPROC="2", LAUNCHER=launcher, MASTER_PORT=str(free_port()))
+    said = process.communicate()[1]
+    return process.returncode, said
 
 
 # --- dealing -----------------------------------------------------------------------------------
@@ -169,8 +176,8 @@ def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tm
     checkpoint = last_whole_checkpoint(run / "reward_model" / "checkpoints")
     assert checkpoint is not None and bool(deepspeed) == any(checkpoint.glob("global_step*"))
     assert not (run / "reward_model" / models.CARD).exists()
-    done = stage_rm(config)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, said = stage_rm(config)
+    assert code == 0, said[-3000:]
     rows, wanted = log_of(run), log_of(alone)
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     for row, other in zip(rows, wanted, strict=True):
@@ -180,10 +187,10 @@ def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tm
     manifests = [records.read_json(r / "manifests" / "rm.json") for r in (run, alone)]
     assert [m["starts"] for m in manifests] == [2, 1]
     assert manifests[0]["notes"]["validation"] == manifests[1]["notes"]["validation"]
-    assert done.stderr.count("[psychepass] rm: done in") == 1
+    assert said.count("[psychepass] rm: done in") == 1
     models.load(run / "reward_model")
-    again = stage_rm(config)
-    assert again.returncode == 0 and again.stderr.count("done before, nothing to do") == 1
+    code, said = stage_rm(config)
+    assert code == 0 and said.count("done before, nothing to do") == 1
 
 
 def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsys):
@@ -198,8 +205,8 @@ def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path):
     options = {"lora": {"rank": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True}
     zero3 = str(ROOT / "configs" / "zero3.json")
     config = write_config(tmp_path, run, base, two_pass=True, learning_rate=0.02, deepspeed=zero3, **options)
-    done = stage_rm(config, launcher="deepspeed")
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, said = stage_rm(config, launcher="deepspeed")
+    assert code == 0, said[-3000:]
     rows = log_of(run)
     assert len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
     model = models.load(run / "reward_model")[0]
@@ -222,3 +229,22 @@ def test_other_ranks_leave_lock_and_manifest_to_rank_0(tmp_path):
         assert records.read_json(tmp_path / "manifests" / "rm.json")["starts"] == 1
     with stage_run("rm", config, rank=1) as other:
         assert other.done
+
+
+def test_two_nodes_train_one_model(base, tmp_path):
+    """rm.sh once a node, as rm.sbatch calls it; here both nodes are this machine."""
+    run = write_run(tmp_path / "run", train=1, test=1)
+    config = write_config(tmp_path, run, base, two_pass=True, epochs=1)
+    nodes = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [start_rm(config, NODE_RANK=str(rank), **nodes) for rank in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    assert [text.count("rm: done in") for text in said] == [1, 0]
+    models.load(run / "reward_model")
+
+
+def test_parts_of_another_number_of_ranks_are_refused(tmp_path):
+    (tmp_path / "whole").write_text("4\n")
+    with pytest.raises(UserError, match="written by 4 ranks of DeepSpeed, but now there are 2"):
+        refuse_other_world(tmp_path, 2)
+    refuse_other_world(tmp_path, 4)

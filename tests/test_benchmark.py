@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from reward_model.data import ClientStep
+from reward_model.model import RewardModel
 from reward_model.packing import pack_sequence
 from tests.benchmarks import reward_model as benchmark
 from tests.benchmarks import trl_trainer, workloads
@@ -47,6 +50,38 @@ def test_bf16_errors_are_measured_against_fp32():
     )
     assert exact.high < 1e-5 < ours.value < 2 * naive.high
     assert model.head.weight.dtype == torch.float32
+
+
+def gradients(model: RewardModel, step: ClientStep, two_pass: bool) -> torch.Tensor:
+    """Of one train_step, which leaves none behind: collected as they arrive."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def add(name: str, slope: torch.Tensor) -> None:
+        total[name] += slope
+
+    hooks = [p.register_hook(partial(add, name)) for name, p in model.named_parameters()]
+    benchmark.train_step(model, step, two_pass)
+    for hook in hooks:
+        hook.remove()
+    assert all(p.grad is None for p in model.parameters())
+    return torch.cat([t.flatten() for t in total.values()])
+
+
+def test_one_pass_two_passes_and_checkpointing_do_the_same_work():
+    """What --quick does not run: two passes (full size), and gradient checkpointing (Qwen3-8B's shape)."""
+    model = benchmark.build("tiny", "cpu").eval()
+    group = workloads.group(3, 2, context=40, reply=10)
+    steps = [group.step(trees) for trees in (group.ours(), group.one_level())]
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.backbone.gradient_checkpointing_enable()
+            model.train()
+        for two_pass in (False, True):
+            found.append(gradients(model, steps[0], two_pass))
+    found.append(gradients(model, steps[1], True))
+    for other in found[1:]:
+        assert (other - found[0]).norm() / found[0].norm() < 1e-5
 
 
 def test_flops_of_the_notes_grid():

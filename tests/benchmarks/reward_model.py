@@ -71,7 +71,7 @@ class Scale:
     scoring: Sequence[tuple[int, int]] = SCORING_GRID
 
 
-QUICK = Scale("tiny", longest=1000, context=512, reply=64, rounds=3, sample=6, two_pass=False, fast_fp32=False)
+QUICK = Scale("tiny", longest=1300, context=512, reply=64, rounds=3, sample=4, two_pass=False, fast_fp32=False)
 FULL = Scale("small", longest=9152, context=1024, reply=128, rounds=5, sample=8, two_pass=True, fast_fp32=True)
 
 
@@ -162,7 +162,7 @@ def tournament(model: RewardModel, scale: Scale, device: str, retention: float) 
     ]
     jobs += [sampled(n, model, form(pairs, sessions, render).trees, scale.sample) for n, form in FORMS.items()]
     if trl_trainer.INSTALLED:
-        jobs.append(trl_trainer.job(model, pairs, sessions, scale.longest, scale.sample // 2, model.training))
+        jobs.append(trl_trainer.job(model, pairs, sessions, scale.longest, scale.sample, model.training))
     sizes = {"pairs": len(pairs), "sessions": len(sessions), "tokens packed": own.tokens}
     facts = [figure(f"{title}/{k}", v) for k, v in sizes.items()]
     return facts + compare(title, jobs, scale.rounds, device, comparisons=len(pairs))

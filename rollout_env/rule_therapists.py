@@ -88,7 +88,7 @@ def answer(rules: RuleName, history: Sequence[Exchange], client: str, seed: int)
     """The reply to `client` after `history`, 15 to 40 words."""
     turn, text, before = len(history), client.lower(), history[-1][0].lower() if history else ""
     if _cue("crisis").search(text):
-        return _said("crisis", CRISIS_PARTS[rules], turn, seed, rules)
+        return " ".join(_part("crisis", name, turn, seed, rules) for name in CRISIS_PARTS[rules])
     if _cue("crisis").search(before):
         return _pick(bank()["follow_up"], turn, seed, rules)
     for kind in bank()["cues"]["boundary"] if _cue("request").search(text) else ():
@@ -167,10 +167,6 @@ def _first_fit(name: str, text: str) -> str:
 
 def _part(group: str, name: str, turn: int, seed: int, rules: str) -> str:
     return _pick(bank()[group][name], turn, seed, f"{rules}{name}")
-
-
-def _said(group: str, parts: Sequence[str], turn: int, seed: int, rules: str) -> str:
-    return " ".join(_part(group, name, turn, seed, rules) for name in parts)
 
 
 def _pick(options: Sequence[str], turn: int, seed: int, name: str) -> str:

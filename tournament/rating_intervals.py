@@ -52,29 +52,32 @@ class Spread:
     apart_NN: np.ndarray
 
 
-def spread(rating_N: np.ndarray, resampled_BN: np.ndarray, method: Method, seed: int = 0) -> Spread:
-    """Intervals of one column's ratings and ranks at 95 %.
+def spread(rating_N: np.ndarray, resampled_BN: np.ndarray, n_clients: int, seed: int = 0) -> Spread:
+    """Intervals of one column's ratings and ranks at 95 %; `resampled_BN` by client_weights, with the same seed.
 
     jackknife-t: rating ± t(C - 1) times the jackknife's standard error. dirichlet-bootstrap: percentiles.
     A rank interval of contestant i is 1 + (those shown above i) to N - (those shown below i), where each difference
-    to i has a half-width of c_i standard errors, and c_i is the 95 % quantile of the largest |t| of all N - 1: so
-    the interval holds the true rank in 95 % of cases (Mogstad, Romano, Shaikh and Wilhelm 2024, Rev. Econ. Stud.
+    to i has a half-width of c_i standard errors, and c_i is the 95 % quantile of the largest |t(C - 1)| of all N - 1:
+    so the interval holds the true rank in 95 % of cases (Mogstad, Romano, Shaikh and Wilhelm 2024, Rev. Econ. Stud.
     91:476). Two contestants are told apart where their difference exceeds the same of all pairs of the column at
     once: where all are equal, nobody is told apart in 95 % of cases.
     """
     gap_NN = rating_N[:, None] - rating_N
+    rng = np.random.default_rng([seed, 1])  # apart from the weights' draws
+    chi_F1 = np.sqrt(rng.chisquare(n_clients - 1, size=(RESAMPLES, 1)) / (n_clients - 1))
     deviations_BN = resampled_BN - resampled_BN.mean(axis=0)
-    if method == "jackknife-t":
-        n = len(resampled_BN)
-        deviations_BN *= np.sqrt((n - 1) / n)
-        half_N = distributions.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt((deviations_BN**2).sum(axis=0))
+    if method_for(n_clients) == "jackknife-t":
+        deviations_BN *= np.sqrt((n_clients - 1) / n_clients)
+        half_N = distributions.t.ppf((1 + LEVEL) / 2, n_clients - 1) * np.sqrt((deviations_BN**2).sum(axis=0))
         low_N, high_N = rating_N - half_N, rating_N + half_N
-        error_NN = np.sqrt(((deviations_BN[:, :, None] - deviations_BN[:, None]) ** 2).sum(axis=0))
-        draws_FN = _t_draws(deviations_BN, seed)
+        draws_FN = rng.standard_normal((RESAMPLES, n_clients)) @ deviations_BN  # with the jackknife's covariance
+        variance_NN = ((deviations_BN[:, :, None] - deviations_BN[:, None]) ** 2).sum(axis=0)
     else:
         low_N, high_N = np.percentile(resampled_BN, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
-        draws_FN = deviations_BN
-        error_NN = np.sqrt(((draws_FN[:, :, None] - draws_FN[:, None]) ** 2).mean(axis=0))
+        draws_FN = deviations_BN * np.sqrt((n_clients + 1) / (n_clients - 1))  # Dirichlet weights vary by less
+        variance_NN = ((draws_FN[:, :, None] - draws_FN[:, None]) ** 2).mean(axis=0)
+    error_NN = np.sqrt(variance_NN)
+    draws_FN = draws_FN / chi_F1
     largest_FN = _largest_t(draws_FN, error_NN)
     of_one_N = np.quantile(largest_FN, LEVEL, axis=0)
     of_all = np.quantile(largest_FN.max(axis=1), LEVEL)
@@ -86,13 +89,6 @@ def spread(rating_N: np.ndarray, resampled_BN: np.ndarray, method: Method, seed:
         rank_high_N=len(rating_N) - (gap_NN > half_NN).sum(axis=1),
         apart_NN=np.abs(gap_NN) > of_all * error_NN + SAME,
     )
-
-
-def _t_draws(deviations_CN: np.ndarray, seed: int) -> np.ndarray:
-    """Draws of a multivariate t(C - 1) with the jackknife's covariance: normal weights on the clients' deviations."""
-    rng, n = np.random.default_rng(seed), len(deviations_CN)
-    chi_F1 = np.sqrt(rng.chisquare(n - 1, size=(RESAMPLES, 1)) / (n - 1))
-    return rng.standard_normal((RESAMPLES, n)) @ deviations_CN / chi_F1
 
 
 def _largest_t(draws_FN: np.ndarray, error_NN: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def rate(
     ratings, groups = {}, {}
     for k, column in enumerate(columns):
         full_N, resampled_BN = rating_scale(full_KN[k]), rating_scale(theta_BKN[:, k])
-        of = intervals.spread(full_N, resampled_BN, method, seed)
+        of = intervals.spread(full_N, resampled_BN, len(wins_CKNN), seed)
         numbers = (full_N, of.low_N, of.high_N, of.rank_low_N, of.rank_high_N)
         ratings[column] = _rows(contestants, wins_KNN[k], *numbers)
         ranking = [list(contestants).index(r.contestant) for r in ratings[column]]

@@ -70,10 +70,11 @@ def _match(gap_K: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def without_maximum(rng: np.random.Generator, kind: str, clients: int = 8) -> np.ndarray:
-    """wins_C1NN of a random field of 3 to 12 that falls into two groups. separable: the first won all that they
+    """wins_C1NN of a random field of 4 to 12 that falls into two groups. separable: the first won all that they
     played against each other; disconnected: they played nothing; ok: the second won once as well."""
-    n = int(rng.integers(3, 13))
-    split = int(rng.integers(1, n))
+    least = 2 if kind == "disconnected" else 1  # nobody is without a battle
+    n = int(rng.integers(4, 13))
+    split = int(rng.integers(least, n - least + 1))
     played_CNN = np.triu(rng.poisson(1.0, size=(clients, n, n)), 1)
     played_CNN[0] += np.triu(np.ones((n, n), dtype=int), 1)  # within its group everybody met everybody
     wins_CNN = rng.binomial(played_CNN, rng.uniform(0.3, 0.7)).astype(float)

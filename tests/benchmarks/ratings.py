@@ -173,14 +173,16 @@ def coverage(args: argparse.Namespace) -> list[Figure]:
     """12 contestants, Swiss within each client, both orders; intervals as the stage's own `rate` gives them."""
     tournaments, clients = (40, 300) if args.quick else (1_000, 4_000)
     figures = []
-    for field, scale in (("apart", 1.0), ("nearly level", 0.03)):
+    for field, scale, davidson in (
+        ("apart", 1.0, False),
+        ("nearly level", 0.03, False),
+        ("apart, Davidson", 1.0, True),
+    ):
         people = population(clients, strengths(scale), CLIENT_SD)
         for n in CLIENTS:
-            for davidson in (False, True) if field == "apart" else (False,):
-                found = covered(people, n, tournaments, davidson)
-                title = f"coverage/{field}, {n} clients" + (", Davidson" if davidson else "")
-                figures += [Figure(f"{title}/{name}", *numbers) for name, numbers in found.items()]
-                print(*(readable(f) for f in figures[-len(found) :]), sep="\n", flush=True)
+            found = covered(people, n, tournaments, davidson)
+            figures += [Figure(f"coverage/{field}, {n} clients/{name}", *ends) for name, ends in found.items()]
+            print(*map(readable, figures[-len(found) :]), sep="\n", flush=True)
     return figures
 
 

@@ -173,12 +173,9 @@ def coverage(args: argparse.Namespace) -> list[Figure]:
     """12 contestants, Swiss within each client, both orders; intervals as the stage's own `rate` gives them."""
     tournaments, clients = (40, 300) if args.quick else (1_000, 4_000)
     figures = []
-    for field, scale, davidson in (
-        ("apart", 1.0, False),
-        ("nearly level", 0.03, False),
-        ("apart, Davidson", 1.0, True),
-    ):
-        people = population(clients, strengths(scale), CLIENT_SD)
+    apart, level = (population(clients, strengths(scale), CLIENT_SD) for scale in (1.0, 0.03))
+    fields = {"apart": (apart, False), "nearly level": (level, False), "apart, Davidson": (apart, True)}
+    for field, (people, davidson) in fields.items():
         for n in CLIENTS:
             found = covered(people, n, tournaments, davidson)
             figures += [Figure(f"coverage/{field}, {n} clients/{name}", *ends) for name, ends in found.items()]

@@ -119,6 +119,8 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "ratings": ratings,
         "contestants": contestants,
         "heat": heat(ratings, contestants),
+        "letters": letters(ratings["groups"]["overall"]),
+        "fragile": fragile(ratings),
         "before_after": before_after(summary),
         "accuracy": accuracies[0][1],
         "longer": next((row for label, row in accuracies if label.endswith("longer reply wins")), None),
@@ -156,6 +158,28 @@ def heat(ratings: dict[str, Any], contestants: list[str]) -> list[tuple[str, lis
         of = {r["contestant"]: r for r in table}
         rows.append((measure, [of[c] for c in contestants]))
     return rows
+
+
+def letters(groups: list[list[str]]) -> dict[str, str]:
+    """contestant -> the letters of the groups it stands in, in the order of the ranking; numbers after z."""
+    found: dict[str, str] = {}
+    for i, group in enumerate(groups):
+        for contestant in group:
+            letter = chr(ord("a") + i) if i < 26 else f" {i + 1}"
+            found[contestant] = found.get(contestant, "") + letter
+    return found
+
+
+def fragile(ratings: dict[str, Any]) -> dict[str, str]:
+    """measure -> why only the prior keeps its ratings finite: in the data, or in some resamples of the clients."""
+    found = {}
+    for measure in MEASURES:
+        graph, share = ratings["graph"][measure], ratings["resamples_flagged"][measure]
+        if graph != "ok":
+            found[measure] = graph
+        elif share:
+            found[measure] = f"in {percent(share)} of resamples"
+    return found
 
 
 def _environment() -> jinja2.Environment:

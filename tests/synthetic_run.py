@@ -220,7 +220,16 @@ def _ratings(rng: random.Random) -> dict[str, Any]:
         "tie_rate": 0.201389,
         "order_consistency": "by construction",
         "interval": {"method": "jackknife-t", "level": 0.95, "unit": "client"},
-        "graph": {"overall": "ok"},
+        "ties": {"model": "half", "nu": None},
+        "graph": dict.fromkeys(["overall", *Dimension], "ok") | {"crisis": "separable"},
+        "resamples_flagged": dict.fromkeys(["overall", *Dimension], 0.0) | {"crisis": 1.0, "ethics": 0.125},
+        "groups": {"overall": [CONTESTANTS[:3], CONTESTANTS[2:5], CONTESTANTS[4:]]},
+        "predicted": [
+            {"from": 0.5, "to": 0.6, "predicted": 0.5437, "observed": 0.5123}
+            | {"low": 0.43, "high": 0.595, "n": 96, "n_clients": 16},
+            {"from": 0.6, "to": 0.7, "predicted": 0.6521, "observed": 0.6875}
+            | {"low": 0.55, "high": 0.82, "n": 48, "n_clients": 15},
+        ],
         "overall": rows(70),
         "dimensions": {d.value: rows(45) for d in Dimension},
     }

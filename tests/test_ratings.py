@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 
+from psychepass.errors import UserError
 from psychepass.schema import Battle, Dimension, JudgeIdentity, Verdict
 from tournament import ratings
-from tournament.ratings import XI, fit, rate, win_graph
+from tournament.bradley_terry import connected, expected_score, fit, fit_davidson, win_graph
+from tournament.ratings import XI, rate
 
 # the example of Wikipedia's article on the Bradley-Terry model: row beat column so many times
 WIKIPEDIA = np.array([[0, 2, 0, 1], [3, 0, 5, 0], [0, 3, 0, 1], [4, 0, 3, 0]], dtype=float)
@@ -175,3 +180,101 @@ def test_jackknife_covers_the_estimators_own_large_sample_value(clients):
         rows = {r.contestant: r for r in table.ratings["overall"]}
         covered += [rows[name].low <= truth <= rows[name].high for name, truth in zip("abcde", truth_N, strict=True)]
     assert np.mean(covered) >= 0.93
+
+
+def test_davidson_by_hand():
+    """Two contestants, 6 wins to 2 and 4 ties: the maximum fits all three shares, so e^d = 3 and nu = 4/sqrt(12)."""
+    theta, nu = fit_davidson(np.array([[[0.0, 8], [4, 0]]]), np.array([4.0]), prior_ties=0)
+    assert np.exp(theta[0, 0] - theta[0, 1]) == pytest.approx(3)
+    assert nu[0] == pytest.approx(4 / math.sqrt(12))
+    share = expected_score(theta[0, 0] - theta[0, 1], nu[0])
+    assert (
+        share == pytest.approx(8 / 12) and expected_score(np.array(-1e3)) == 0 and expected_score(np.array(0.0)) == 0.5
+    )
+
+
+def trinomial_loss(x: np.ndarray, strict_NN: np.ndarray, ties_NN: np.ndarray, prior: float) -> float:
+    """Davidson's posterior written out verdict by verdict; x holds theta, then log nu."""
+    *theta, log_nu = x
+    strength, nu, loss = np.exp(theta), math.exp(log_nu), 0.0
+    for i, j in itertools.permutations(range(len(theta)), 2):
+        total = strength[i] + strength[j] + nu * math.sqrt(strength[i] * strength[j])
+        loss -= strict_NN[i, j] * math.log(strength[i] / total)
+        loss -= ties_NN[i, j] / 2 * math.log(nu * math.sqrt(strength[i] * strength[j]) / total)
+    virtual = [1 / (1 + 1 / s) for s in strength] + [nu / (2 + nu)]
+    return loss - prior / 2 * sum(math.log(p) + math.log(1 - p) for p in virtual)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0])
+def test_davidson_is_scipys_maximum(prior):
+    rng = np.random.default_rng(5)
+    strict_NN, ties_NN = rng.poisson(4, size=(4, 4)).astype(float), rng.poisson(3, size=(4, 4)).astype(float)
+    ties_NN = np.triu(ties_NN, 1) + np.triu(ties_NN, 1).T
+    np.fill_diagonal(strict_NN, 0)
+    theta, nu = fit_davidson((strict_NN + ties_NN / 2)[None], np.array([ties_NN.sum() / 2]), prior_ties=prior)
+    found = minimize(trinomial_loss, np.zeros(5), (strict_NN, ties_NN, prior), "BFGS", options={"gtol": 1e-6}).x
+    assert theta[0] == pytest.approx(found[:4] - found[:4].mean(), abs=1e-5)
+    assert nu[0] == pytest.approx(math.exp(found[4]), abs=1e-5)
+
+
+def test_davidson_without_prior_needs_ties_and_verdicts():
+    wins = np.array([[[0.0, 2], [2, 0]]])
+    for ties in (0.0, 4.0):
+        with pytest.raises(ValueError, match="no finite maximum of Davidson's nu"):
+            fit_davidson(wins, np.array([ties]), prior_ties=0)
+        assert np.isfinite(fit_davidson(wins, np.array([ties]))[1]).all()
+
+
+def test_no_tie_makes_davidson_bradley_terry():
+    theta, nu = fit_davidson(1000 * WIKIPEDIA[None], np.zeros(1))
+    assert nu[0] < 0.01 and theta[0] == pytest.approx(fit(1000 * WIKIPEDIA[None])[0], abs=0.01)
+
+
+def test_a_start_changes_nothing_but_the_way():
+    wins_BNN = np.random.default_rng(3).poisson(3, size=(9, 4, 4)).astype(float)
+    wins_BNN[:, range(4), range(4)] = 0
+    start = np.random.default_rng(4).normal(0, 3, size=(9, 4))
+    assert fit(wins_BNN, start_BN=start) == pytest.approx(fit(wins_BNN), abs=1e-7)
+
+
+def test_connected_is_strong_connectivity():
+    rng = np.random.default_rng(0)
+    wins_BNN = (rng.random((300, 7, 7)) < 0.28) * rng.random((300, 7, 7))
+    expected = [connected_components(w > 0, connection="strong")[0] == 1 for w in wins_BNN]
+    assert connected(wins_BNN).tolist() == expected and 20 < sum(expected) < 280
+
+
+# --- what may not be rated together --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["name", "model", "rubric_version", "prompt_hash"])
+def test_battles_of_two_judges_are_not_rated_together(field):
+    one, two = battle("c1", "x", "y", "A"), battle("c2", "x", "y", "B")
+    other = two.model_copy(update={"judge": two.judge.model_copy(update={field: "other"})})
+    with pytest.raises(
+        UserError, match=rf"judges of battle \w+ and of battle \w+ differ: {field} '\w*' and 'other'; one"
+    ):
+        ratings.wins_by_client([one, other], ["x", "y"])
+
+
+def test_ties_are_counted_by_client():
+    played = [battle("c2", "x", "y", "A", crisis="tie"), battle("c1", "y", "x", "tie", memory="A")]
+    ties_CK = ratings.ties_by_client(played)
+    column = {name: k for k, name in enumerate(ratings.COLUMNS)}
+    assert ties_CK[:, column["overall"]].tolist() == [1, 0] and ties_CK[:, column["crisis"]].tolist() == [1, 1]
+    assert ties_CK.sum() == 12 + 1
+
+
+def test_a_table_with_davidsons_ties():
+    wins_C1NN, ties_C1 = simulated(16, [-1, 0, 1], seed=1), np.full((16, 1), 1.0)
+    wins_C1NN[:, 0, 0, 1] = wins_C1NN[:, 0, 1, 0] = 0.5
+    table = rate(wins_C1NN, list("abc"), columns=["overall"], ties_CK=ties_C1)
+    assert table.nu is not None and table.nu["overall"] > 0.3
+    assert table != rate(wins_C1NN, list("abc"), columns=["overall"]) and table.graph["overall"] == "ok"
+
+
+def test_one_contestant_and_one_name_twice_are_refused():
+    with pytest.raises(ValueError, match="two contestants or more, got 1"):
+        rate(np.zeros((3, 1, 1, 1)), ["a"], columns=["overall"])
+    with pytest.raises(ValueError, match="two contestants have one name among a, a"):
+        rate(simulated(3, [0, 1], seed=0), ["a", "a"], columns=["overall"])

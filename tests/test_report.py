@@ -250,6 +250,19 @@ def test_numbers_percents_and_intervals_read_as_they_should() -> None:
     }
 
 
+def test_the_leaderboard_says_what_its_ratings_bear_out(made: Path) -> None:
+    page, ratings = Reader(page_of(made)), records.read_json(made / "ratings.json")
+    text = " ".join(page.text.split()).replace("\u202f", " ")
+    assert "† No finite maximum without the weak prior: Crisis (separable), Ethics (in 12 % of resamples)." in text
+    assert "Crisis †" in text and "Ethics †" in text and "Overall †" not in text
+    assert [row["observed"] in page.values for row in ratings["predicted"]] == [True, True]
+    assert "60 % to 70 %65.2 %68.8 % [55.0 %, 82.0 %]4815" in text
+    assert report.letters(ratings["groups"]["overall"]) == {
+        "explorer": "a", "reflector": "a", "adviser": "ab", "smollm2-warm": "b", "smollm2": "bc", "smollm2-seed2": "c",
+    }  # fmt: skip
+    assert report.letters([["x"]] * 27)["x"].endswith("z 27")
+
+
 def test_calibration_is_no_accuracy_and_a_run_without_a_tournament_has_no_tau(copied: Path) -> None:
     path = copied / "reward_model" / "metrics.json"
     metrics = records.read_json(path)

@@ -316,6 +316,51 @@ def test_errors_exit_with_two_and_leave_the_run_as_it_was(tmp_path, capsys):
     assert "unknown key 'bases'" in capsys.readouterr().err
 
 
+def test_battles_of_another_prompt_exit_with_two_before_any_judgement(finished, tmp_path, capsys):
+    config = made_run(tmp_path)
+    battle = records.read(finished / "battles.jsonl", Battle)[0]
+    other = battle.judge.model_copy(update={"prompt_hash": "other"})
+    path = tmp_path / "runs" / "battles.jsonl"
+    records.write(path, [battle.model_copy(update={"judge": other})])
+    held = path.read_bytes()
+    assert cli.main(["tournament", str(config)]) == 2
+    said = f"differ: prompt_hash '{battle.judge.prompt_hash}' and 'other'; one ranking has one judge"
+    assert said in capsys.readouterr().err
+    assert path.read_bytes() == held
+
+
+@pytest.mark.parametrize("fault", ["one contestant", "one name"])
+def test_fields_that_cannot_be_rated_exit_with_two(tmp_path, capsys, fault):
+    config = made_run(tmp_path)
+    path = tmp_path / "runs" / "sessions.jsonl"
+    sessions = records.read(path, Session)
+    if fault == "one contestant":
+        sessions = [s for s in sessions if s.split == "dev" or s.therapist.name == "echo"]
+    else:
+        first = next(i for i, s in enumerate(sessions) if s.split == "train" and s.therapist.name == "echo")
+        other = sessions[first].therapist.model_copy(update={"prompt_hash": "another prompt"})
+        sessions[first] = sessions[first].model_copy(update={"therapist": other})
+    records.write(path, sessions)
+    assert cli.main(["tournament", str(config)]) == 2
+    said = {
+        "one contestant": "5 train and test clients and 1 contestants (echo)",
+        "one name": "two contestants have the name 'echo', in sessions",
+    }
+    assert said[fault] in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["scripts.jsonl", "sessions.jsonl"]
+
+
+def test_davidsons_ties_are_a_choice(finished, tmp_path):
+    config = made_run(tmp_path)
+    assert cli.main(["tournament", str(config), "ties=davidson"]) == 0
+    half, davidson = (records.read_json(p / "ratings.json") for p in (finished, tmp_path / "runs"))
+    assert half["ties"] == {"model": "half", "nu": None} and davidson["ties"]["model"] == "davidson"
+    assert set(davidson["ties"]["nu"]) == {"overall", *Dimension} and min(davidson["ties"]["nu"].values()) > 0
+    assert half["dimensions"] != davidson["dimensions"] and half["head_to_head"] == davidson["head_to_head"]
+    assert set(half["groups"]) == {"overall", *Dimension}
+    assert sum(row["n"] for row in half["predicted"]) == half["n_battles"]
+
+
 def test_a_judge_does_not_change_within_a_run(finished, tmp_path):
     config = made_run(tmp_path)
     judges = records.read_json(finished / "judge.json")

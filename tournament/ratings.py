@@ -1,38 +1,58 @@
-"""Bradley-Terry ratings with intervals over clients (PsychePass, section 3.2.3 and Algorithm 1).
+"""Ratings of contestants with intervals over clients (PsychePass, section 3.2.3 and Algorithm 1).
 
 P(i beats j) = 1/(1 + exp(-(r_i - r_j)/xi)), xi = 400/ln 10; ratings are r = 100 + xi theta with mean 100.
-Departures: the estimate is the converged maximum (the paper descends a gradient for a while), with a weak
-prior: one virtual tie of every contestant against an opponent at the baseline (a log-F(1, 1) prior). It keeps
-ratings finite where a contestant has won or lost everything. A tie counts as half a win for each (y = 0.5).
-Legend: B fits in one batch, C clients, K columns (overall, then the 12 dimensions), N contestants.
+Departures: the estimate is the converged maximum (the paper descends a gradient for a while), with the weak prior of
+tournament/bradley_terry.py: one virtual tie of every contestant against an opponent at the baseline. It keeps
+ratings finite where a contestant has won or lost everything. A tie counts as half a win for each, or by Davidson's
+model. Legend: B resamples, C clients, K columns (overall, then the 12 dimensions), N contestants.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
-from scipy.special import expit
 
-from psychepass.schema import Battle, Dimension, Rating, Verdict
-from psychepass.stats import jackknife_half_widths
+from psychepass.errors import UserError
+from psychepass.schema import Battle, Dimension, JudgeIdentity, Rating, Verdict
+from tournament import rating_intervals as intervals
+from tournament.bradley_terry import Graph, connected, fit, fit_davidson, win_graph
 
 BASELINE = 100.0
 XI = 400 / math.log(10)
-PRIOR_TIES = 1.0
 COLUMNS: tuple[str, ...] = ("overall", *(d.value for d in Dimension))
-JACKKNIFE_BELOW = 30
-RESAMPLES = 1_000
 HALF_WINS = {"A": (1.0, 0.0), "tie": (0.5, 0.5), "B": (0.0, 1.0)}
-Graph = Literal["ok", "separable", "disconnected"]
+Ties = Literal["half", "davidson"]
+
+
+def one_judge(judges: Iterable[tuple[str, JudgeIdentity]]) -> None:
+    """Verdicts of different judges, prompts or rubric versions make no common rating; `judges` by battle id.
+
+    Raises:
+        UserError: two battles whose judges differ, and in what.
+    """
+    first: tuple[str, JudgeIdentity] | None = None
+    for battle, judge in judges:
+        first = first or (battle, judge)
+        if judge != first[1]:
+            ours, theirs = first[1].model_dump(), judge.model_dump()
+            differs = [f"{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
+            raise UserError(
+                f"battles.jsonl: the judges of {first[0]} and of {battle} differ: {'; '.join(differs)}; "
+                f"one ranking has one judge, one prompt and one rubric version"
+            )
 
 
 def wins_by_client(battles: Sequence[Battle], contestants: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Clients in name order, and wins_CKNN: how often contestant i beat j, a tie being half for each."""
+    """Clients in name order, and wins_CKNN: how often contestant i beat j, a tie being half for each.
+
+    Raises:
+        UserError: battles of more than one judge.
+    """
+    one_judge((f"battle {b.id}", b.judge) for b in battles)
     clients = sorted({b.profile_id for b in battles})
     position = {name: i for i, name in enumerate(contestants)}
     row = {client: c for c, client in enumerate(clients)}
@@ -46,75 +66,19 @@ def wins_by_client(battles: Sequence[Battle], contestants: Sequence[str]) -> tup
     return clients, wins_CKNN
 
 
+def ties_by_client(battles: Sequence[Battle]) -> np.ndarray:
+    """ties_CK: how many verdicts of each client, in name order, were ties."""
+    clients = sorted({b.profile_id for b in battles})
+    row = {client: c for c, client in enumerate(clients)}
+    ties_CK = np.zeros((len(clients), len(COLUMNS)))
+    for battle in battles:
+        ties_CK[row[battle.profile_id]] += [verdict(battle, name).winner == "tie" for name in COLUMNS]
+    return ties_CK
+
+
 def verdict(battle: Battle, column: str) -> Verdict:
     """Overall or of one dimension."""
     return battle.overall if column == "overall" else battle.verdicts[Dimension(column)]
-
-
-def fit(wins_BNN: np.ndarray, prior_ties: float = PRIOR_TIES, tolerance: float = 1e-9) -> np.ndarray:
-    """theta_BN, mean 0 in each fit: the maximum of sum w_ij log s(theta_i - theta_j) + the prior's
-    prior_ties/2 sum_i [log s(theta_i) + log s(-theta_i)], s the logistic function, by Newton steps on counts.
-
-    Converged where no gradient exceeds `tolerance` times the largest number of battles of a contestant.
-
-    Raises:
-        ValueError: without a prior, a win graph that is not strongly connected: no finite maximum exists.
-        RuntimeError: no convergence in 200 steps.
-    """
-    wins_BNN = np.asarray(wins_BNN, dtype=float)
-    if prior_ties == 0 and any(win_graph(w) != "ok" for w in wins_BNN):
-        raise ValueError("no finite Bradley-Terry maximum: the win graph is not strongly connected; use a prior")
-    size = wins_BNN.shape[-1]
-    counts_BNN = wins_BNN + wins_BNN.swapaxes(1, 2)
-    scale_B = 1 + counts_BNN.sum(axis=2).max(axis=1)
-    theta_BN = np.zeros(wins_BNN.shape[:2])
-    loss_B = _loss(theta_BN, wins_BNN, prior_ties)
-    gauge = 0.0 if prior_ties else 1.0 / size  # without a prior only differences are determined
-    for _ in range(200):
-        win_BNN = expit(theta_BN[:, :, None] - theta_BN[:, None, :])
-        gradient_BN = (counts_BNN * win_BNN - wins_BNN).sum(axis=2) + prior_ties * (expit(theta_BN) - 0.5)
-        if np.all(np.abs(gradient_BN).max(axis=1) <= tolerance * scale_B):
-            return theta_BN - theta_BN.mean(axis=1, keepdims=True)
-        weight_BNN = counts_BNN * win_BNN * (1 - win_BNN)
-        diagonal_BN = weight_BNN.sum(axis=2) + prior_ties * expit(theta_BN) * expit(-theta_BN)
-        hessian_BNN = np.eye(size) * diagonal_BN[:, :, None] - weight_BNN + gauge
-        step_BN = np.linalg.solve(hessian_BNN, gradient_BN[:, :, None])[:, :, 0]
-        step_BN *= np.minimum(1.0, 2.0 / np.maximum(np.abs(step_BN).max(axis=1, keepdims=True), 1e-300))
-        theta_BN, loss_B = _descend(theta_BN, step_BN, loss_B, wins_BNN, prior_ties)
-    raise RuntimeError(f"Bradley-Terry fit did not converge: largest gradient {np.abs(gradient_BN).max():.3g}")
-
-
-def _descend(
-    theta_BN: np.ndarray, step_BN: np.ndarray, loss_B: np.ndarray, wins_BNN: np.ndarray, prior_ties: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take each fit's step, halved until its loss does not rise (Newton alone overshoots far from the maximum)."""
-    length_B1 = np.ones((len(theta_BN), 1))
-    for _ in range(40):
-        moved_BN = theta_BN - length_B1 * step_BN
-        moved_loss_B = _loss(moved_BN, wins_BNN, prior_ties)
-        rose_B = moved_loss_B > loss_B + 1e-12 * np.abs(loss_B)
-        if not rose_B.any():
-            break
-        length_B1[rose_B] /= 2
-    return moved_BN, moved_loss_B
-
-
-def _loss(theta_BN: np.ndarray, wins_BNN: np.ndarray, prior_ties: float) -> np.ndarray:
-    """Negative log-posterior of each fit, up to a constant."""
-    surprise_BNN = np.logaddexp(0, -(theta_BN[:, :, None] - theta_BN[:, None, :]))
-    prior_B = (np.logaddexp(0, theta_BN) + np.logaddexp(0, -theta_BN)).sum(axis=1)
-    return (wins_BNN * surprise_BNN).sum(axis=(1, 2)) + prior_ties / 2 * prior_B
-
-
-def win_graph(wins_NN: np.ndarray) -> Graph:
-    """Whether the data alone has a finite maximum, i.e. everybody is reached from everybody along wins (Ford, 1957).
-
-    disconnected: some contestants never met, not even by way of others. separable: one group won every battle
-    against the rest. In both cases only the prior keeps ratings finite.
-    """
-    if connected_components(wins_NN > 0, directed=True, connection="strong")[0] == 1:
-        return "ok"
-    return "separable" if connected_components(wins_NN > 0, directed=False)[0] == 1 else "disconnected"
 
 
 @dataclass(frozen=True)
@@ -122,55 +86,92 @@ class Table:
     """Ratings of all columns, on the scale of baseline 100 and 400/ln 10.
 
     `method` names the interval; `graph` has the flag of each column, and `resamples_flagged` the share of its
-    resamples (one client left out, or reweighted) whose win graph is not strongly connected.
+    resamples (under 30 clients one client left out, else as many drawn with replacement) whose win graph is not
+    strongly connected. `groups`: the contestants that cannot be told apart, best first; one may stand in several.
+    `nu` is Davidson's tie parameter by column, None where a tie is half a win for each.
     """
 
     ratings: dict[str, list[Rating]]
     graph: dict[str, Graph]
     resamples_flagged: dict[str, float]
-    method: Literal["jackknife-t", "dirichlet-bootstrap"]
+    groups: dict[str, list[list[str]]]
+    method: intervals.Method
+    nu: dict[str, float] | None = None
 
 
-def rate(wins_CKNN: np.ndarray, contestants: Sequence[str], columns: Sequence[str] = COLUMNS, seed: int = 0) -> Table:
-    """Ratings with 95 % intervals over clients and rank intervals, best first.
+def rate(
+    wins_CKNN: np.ndarray,
+    contestants: Sequence[str],
+    columns: Sequence[str] = COLUMNS,
+    seed: int = 0,
+    ties_CK: np.ndarray | None = None,
+) -> Table:
+    """Ratings with 95 % intervals over clients, rank intervals and groups (rating_intervals.spread), best first.
 
-    Under 30 clients: delete-one-client jackknife with t(C - 1). Else 1,000 resamples that weigh the clients by
-    C Dirichlet(1, …, 1), which keeps the win graph connected, and percentiles. A rank interval of contestant i
-    is 1 + (those whose difference to i has an interval above 0) to N - (those with one below 0), each difference
-    at 95 %. Where the graph is not ok an interval shows the prior as much as the data; where all verdicts are
-    ties it has no width and shows nothing (see the tie rate).
+    With ties_CK, the number of ties among the verdicts, by Davidson's model. Where the graph is not ok an interval
+    shows the prior as much as the data; where all verdicts are ties it has no width and shows nothing (see the tie
+    rate).
 
     Raises:
-        ValueError: fewer than two clients, or a contestant without a battle.
+        ValueError: fewer than two clients or contestants, two of one name, or a contestant without a battle.
     """
-    n_clients = len(wins_CKNN)
-    if n_clients < 2:
-        raise ValueError(f"intervals over clients need two clients or more, got {n_clients}")
-    full_KN = rating_scale(fit(wins_CKNN.sum(axis=0)))
-    if n_clients < JACKKNIFE_BELOW:
-        weights_BC = 1 - np.eye(n_clients)
-    else:
-        weights_BC = np.random.default_rng(seed).dirichlet(np.ones(n_clients), size=RESAMPLES) * n_clients
-    wins_BKNN = np.tensordot(weights_BC, wins_CKNN, axes=1)
-    flat_shape = (-1, *wins_BKNN.shape[2:])
-    theta_BKN = rating_scale(fit(wins_BKNN.reshape(flat_shape))).reshape(wins_BKNN.shape[:3])
-    ends = _jackknife_ends if n_clients < JACKKNIFE_BELOW else _percentile_ends
-    low_KN, high_KN = ends(full_KN, theta_BKN)
-    gap_KNN, gaps_BKNN = (x[..., :, None] - x[..., None, :] for x in (full_KN, theta_BKN))
-    low_KNN, high_KNN = ends(gap_KNN, gaps_BKNN)
-    ranks = (1 + (high_KNN < 0).sum(axis=2), full_KN.shape[1] - (low_KNN > 0).sum(axis=2))
+    _check(wins_CKNN, contestants)
+    method = intervals.method_for(len(wins_CKNN))
     wins_KNN = wins_CKNN.sum(axis=0)
-    ratings = {}
+    full_KN, nu_K = _fitted(wins_KNN, None if ties_CK is None else ties_CK.sum(axis=0))
+    weights_BC = intervals.client_weights(len(wins_CKNN), seed)
+    theta_BKN = _refitted(weights_BC, wins_CKNN, ties_CK, full_KN)
+    ratings, groups = {}, {}
     for k, column in enumerate(columns):
-        numbers = (full_KN[k], low_KN[k], high_KN[k], ranks[0][k], ranks[1][k])
+        full_N, resampled_BN = rating_scale(full_KN[k]), rating_scale(theta_BKN[:, k])
+        of = intervals.spread(full_N, resampled_BN, len(wins_CKNN), seed)
+        numbers = (full_N, of.low_N, of.high_N, of.rank_low_N, of.rank_high_N)
         ratings[column] = _rows(contestants, wins_KNN[k], *numbers)
-    flagged_KB = [[win_graph(w) != "ok" for w in wins_BKNN[:, k]] for k in range(len(columns))]
+        ranking = [list(contestants).index(r.contestant) for r in ratings[column]]
+        groups[column] = [[contestants[i] for i in g] for g in intervals.groups(ranking, of.apart_NN)]
+    if method == "dirichlet-bootstrap":
+        weights_BC = intervals.multinomial_weights(len(wins_CKNN), seed=seed)
+    lost_BK = [~connected(of_resample) for of_resample in np.tensordot(weights_BC, wins_CKNN, axes=1)]
     return Table(
         ratings=ratings,
         graph={column: win_graph(wins_KNN[k]) for k, column in enumerate(columns)},
-        resamples_flagged={column: float(np.mean(flagged_KB[k])) for k, column in enumerate(columns)},
-        method="jackknife-t" if n_clients < JACKKNIFE_BELOW else "dirichlet-bootstrap",
+        resamples_flagged=dict(zip(columns, np.mean(lost_BK, axis=0).tolist(), strict=True)),
+        groups=groups,
+        method=method,
+        nu=None if nu_K is None else {column: round(float(nu_K[k]), 6) for k, column in enumerate(columns)},
     )
+
+
+def _check(wins_CKNN: np.ndarray, contestants: Sequence[str]) -> None:
+    if len(wins_CKNN) < 2:
+        raise ValueError(f"intervals over clients need two clients or more, got {len(wins_CKNN)}")
+    if len(contestants) < 2:
+        raise ValueError(f"a rating needs two contestants or more, got {len(contestants)}")
+    if len(set(contestants)) < len(contestants):
+        raise ValueError(f"two contestants have one name among {', '.join(contestants)}")
+    idle_N = wins_CKNN.sum(axis=(0, 1, 3)) + wins_CKNN.sum(axis=(0, 1, 2)) == 0
+    if idle_N.any():
+        raise ValueError(f"no judged battle of {', '.join(np.array(contestants)[idle_N])}")
+
+
+def _fitted(
+    wins_BNN: np.ndarray, ties_B: np.ndarray | None, start_BN: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """theta_BN, and nu_B where the ties have a model."""
+    if ties_B is None:
+        return fit(wins_BNN, start_BN=start_BN), None
+    return fit_davidson(wins_BNN, ties_B, start_BN=start_BN)
+
+
+def _refitted(
+    weights_BC: np.ndarray, wins_CKNN: np.ndarray, ties_CK: np.ndarray | None, full_KN: np.ndarray
+) -> np.ndarray:
+    """theta_BKN of the weighted clients, all resamples and columns in one batch of counts."""
+    wins_BKNN = np.tensordot(weights_BC, wins_CKNN, axes=1)
+    flat_BNN = wins_BKNN.reshape(-1, *wins_BKNN.shape[2:])
+    ties_B = None if ties_CK is None else (weights_BC @ ties_CK).ravel()
+    theta_BN, _ = _fitted(flat_BNN, ties_B, np.tile(full_KN, (len(weights_BC), 1)))
+    return theta_BN.reshape(wins_BKNN.shape[:3])
 
 
 def rating_scale(theta: np.ndarray) -> np.ndarray:
@@ -178,21 +179,8 @@ def rating_scale(theta: np.ndarray) -> np.ndarray:
     return BASELINE + XI * theta
 
 
-def _jackknife_ends(full: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    half = jackknife_half_widths(left_out.reshape(len(left_out), -1)).reshape(full.shape)
-    return full - half, full + half
-
-
-def _percentile_ends(_full: np.ndarray, resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    return low, high
-
-
 def _rows(contestants: Sequence[str], wins_NN: np.ndarray, *numbers_N: np.ndarray) -> list[Rating]:
     battles_N = (wins_NN + wins_NN.T).sum(axis=1)
-    if not battles_N.all():
-        unjudged = [name for name, battles in zip(contestants, battles_N, strict=True) if not battles]
-        raise ValueError(f"no judged battle of {', '.join(unjudged)}")
     rows = []
     for i, name in enumerate(contestants):
         rating, low, high = (round(float(x[i]), 3) for x in numbers_N[:3])

@@ -21,8 +21,10 @@ from psychepass.errors import UserError
 from psychepass.run import stage_run
 from psychepass.schema import Battle, Dimension, Failure, JudgeIdentity, Script, Session
 from tournament import ratings, swiss
+from tournament.bradley_terry import PRIOR_TIES
 from tournament.judge import Judge, Outcome, match, points_of, subject
 from tournament.lexicon import LexiconName
+from tournament.prediction import calibration
 from tournament.reference_judge import ReferenceJudge, calibrate
 
 RATED_SPLITS = ("train", "test")
@@ -30,10 +32,12 @@ RATED_SPLITS = ("train", "test")
 
 class TournamentConfig(StageConfig):
     """`base` and `base_repeat` are contestants of the same model and prompt that differ in seed alone: what the
-    judge finds between them on dev clients is noise, and sets its tie thresholds."""
+    judge finds between them on dev clients is noise, and sets its tie thresholds. `ties` in the ratings: half a win
+    for each, or Davidson's model."""
 
     base: str
     base_repeat: str
+    ties: ratings.Ties = "half"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def main(config_path: str, overrides: list[str]) -> None:
             for client in tqdm(entered.sessions, desc=f"clients, {entered.matches} matches", unit="client"):
                 play_client(entered, client, judge, config.seed, journal)
             outcomes = journal.outcomes()
-        table = leaderboard(entered, outcomes, judge.identity, config.seed)
+        table = leaderboard(entered, outcomes, judge.identity, config.seed, config.ties)
         records.write_json(folder / "ratings.json", table)
         run.note(**{k: table[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
@@ -86,11 +90,13 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
 
     Raises:
         UserError: more sessions are missing than failed; a client has two of one contestant, or of fewer than two
-            contestants; a session's script is not in scripts.jsonl; fewer than two clients or contestants.
+            contestants; a session's script is not in scripts.jsonl; two contestants have one name; fewer than two
+            clients or contestants.
     """
     rated = sorted((s for s in sessions if s.split in RATED_SPLITS), key=lambda s: (s.profile_id, s.therapist.name))
     contestants = tuple(sorted({s.therapist.name for s in rated}))
     table: dict[str, dict[str, Session]] = {}
+    known: dict[str, Session] = {}
     for session in rated:
         of_client = table.setdefault(session.profile_id, {})
         if session.therapist.name in of_client:
@@ -99,6 +105,7 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
                 f"{session.therapist.name!r}; a tournament takes one of each"
             )
         _script_of(session, scripts)
+        _same_contestant(known.setdefault(session.therapist.name, session), session)
         of_client[session.therapist.name] = session
     if len(table) < 2 or len(contestants) < 2:
         raise UserError(
@@ -113,6 +120,16 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
         )
     table = {client: of_client for client, of_client in table.items() if len(of_client) > 1}
     return Field(contestants, table, scripts)
+
+
+def _same_contestant(first: Session, session: Session) -> None:
+    ours, theirs = first.therapist.model_dump(), session.therapist.model_dump()
+    differs = [f"{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
+    if differs:
+        raise UserError(
+            f"sessions.jsonl: two contestants have the name {session.therapist.name!r}, in sessions {first.id} and "
+            f"{session.id}: {'; '.join(differs)}; a name stands for one model, prompt and sampling"
+        )
 
 
 def _script_of(session: Session, scripts: dict[str, Script]) -> Script:
@@ -188,13 +205,9 @@ class Journal:
     def __enter__(self) -> Journal:
         self._battles = records.Appender(self.folder / "battles.jsonl", Battle)
         self._failures = self.folder / "failures.jsonl"
+        held = ((f"battle {b.id}", b.judge) for b in self._battles.done.values())
+        ratings.one_judge([("this run", self.judge), *held])
         for battle in self._battles.done.values():
-            if battle.judge != self.judge:
-                raise UserError(
-                    f"{self._battles.path}: battle {battle.id} was judged by {battle.judge.name} "
-                    f"{battle.judge.rubric_version}, this stage's judge is {self.judge.name} "
-                    f"{self.judge.rubric_version}; one ranking has one judge"
-                )
             self.known[subject(battle.session_a, battle.session_b)] = battle
         if self._failures.exists():
             with records.Appender(self._failures, Failure) as failures:
@@ -238,11 +251,14 @@ def play_client(entered: Field, client: str, judge: Judge, seed: int, journal: J
             standings.record_bye(paired.bye)
 
 
-def leaderboard(entered: Field, outcomes: list[Outcome], identity: JudgeIdentity, seed: int) -> dict[str, Any]:
+def leaderboard(
+    entered: Field, outcomes: list[Outcome], identity: JudgeIdentity, seed: int, ties: ratings.Ties = "half"
+) -> dict[str, Any]:
     """ratings.json: ratings a dimension and overall with their intervals, and what they rest on.
 
-    `win_rate` counts a tie as half a win; `graph` and `resamples_flagged`: see ratings.Table; `head_to_head`
-    holds overall wins of the row's contestant over the column's.
+    `win_rate` counts a tie as half a win; `graph`, `resamples_flagged`, `groups` and Davidson's `nu`: see
+    ratings.Table; `predicted`, of the overall verdicts: see prediction.calibration; `head_to_head` holds overall
+    wins of the row's contestant over the column's.
 
     Raises:
         UserError: a contestant or all but one client without a judged battle.
@@ -250,11 +266,12 @@ def leaderboard(entered: Field, outcomes: list[Outcome], identity: JudgeIdentity
     battles = [o for o in outcomes if isinstance(o, Battle)]
     failures = len(outcomes) - len(battles)
     clients, wins_CKNN = ratings.wins_by_client(battles, entered.contestants)
+    overall, ties_CK = ratings.COLUMNS.index("overall"), ratings.ties_by_client(battles) if ties == "davidson" else None
     try:
-        table = ratings.rate(wins_CKNN, entered.contestants, seed=seed)
+        table = ratings.rate(wins_CKNN, entered.contestants, seed=seed, ties_CK=ties_CK)
     except ValueError as e:
         raise UserError(f"battles.jsonl: {len(battles)} battles, {failures} failures: {e}") from e
-    ties = {name: _tie_rate(battles, name) for name in ratings.COLUMNS}
+    tie_rates = {name: _tie_rate(battles, name) for name in ratings.COLUMNS}
     rows = {name: [r.model_dump(mode="json") for r in rows] for name, rows in table.ratings.items()}
     return {
         "judge": identity.name,
@@ -265,18 +282,21 @@ def leaderboard(entered: Field, outcomes: list[Outcome], identity: JudgeIdentity
         "sat_out": sum(len(entered.contestants) - len(of_client) for of_client in entered.sessions.values()),
         "rounds": swiss.rounds_for(len(entered.contestants)),
         "failures": {"n": failures, "share": round(failures / len(outcomes), 6)},
-        "tie_rate": ties.pop("overall"),
-        "tie_rates": ties,
+        "tie_rate": tie_rates.pop("overall"),
+        "tie_rates": tie_rates,
+        "ties": {"model": ties, "nu": table.nu},
         "order_consistency": "by construction" if identity.order_free else _order_consistency(battles),
-        "scale": {"baseline": ratings.BASELINE, "xi": ratings.XI, "prior_ties": ratings.PRIOR_TIES},
+        "scale": {"baseline": ratings.BASELINE, "xi": ratings.XI, "prior_ties": PRIOR_TIES},
         "interval": {"method": table.method, "level": 0.95, "unit": "client"},
         "graph": table.graph,
         "resamples_flagged": table.resamples_flagged,
+        "groups": table.groups,
+        "predicted": calibration(wins_CKNN[:, overall], None if ties_CK is None else ties_CK[:, overall]),
         "overall": rows.pop("overall"),
         "dimensions": rows,
         "head_to_head": {
             "contestants": list(entered.contestants),
-            "wins": wins_CKNN[:, ratings.COLUMNS.index("overall")].sum(axis=0).tolist(),
+            "wins": wins_CKNN[:, overall].sum(axis=0).tolist(),
         },
     }
 

@@ -41,7 +41,7 @@ def test_a_round_over_http_gives_the_rewards_of_the_process_and_keeps_its_time_l
     args = scorer_load.arguments(["--groups", "6", "--responses", "2", "--turns", "2"])
     groups = scorer_load.made_groups(args)
     assert len({g.model_dump_json() for g in groups}) == 6
-    with served(scorer, max_requests=2) as url:  # fewer than the callers: refused ones come again
+    with served(scorer, max_waiting=1) as url:  # fewer than the callers: refused ones come again
         whole = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, 60.0))
         none = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, -1.0))
     assert whole.rewards == scorer_load.in_process(scorer, groups, 60.0).rewards

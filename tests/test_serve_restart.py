@@ -137,20 +137,22 @@ def test_a_service_killed_whole_and_started_again_elsewhere_is_found(run: Path) 
         waiting = sample_and_score(scorer, range(4), results)
         time.sleep(0.3)
         process.kill()
-        child.resume()
-        psutil.wait_procs([child], timeout=20)
-        assert not child.is_running(), "a model process ends with its keeper"
+        child.kill()
         time.sleep(0.3)
         assert not results and (run / "scorer.json").exists(), "nobody could take the old address away"
-    with socket.create_server(("127.0.0.1", int(old.rsplit(":", 1)[1]))), service(run):  # the old port is another's
-        waiting.join(90)
+    with socket.socket() as other:  # somebody has the old port, and listens to nobody
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", int(old.rsplit(":", 1)[1])))
+        with service(run):
+            waiting.join(90)
         check(results, expected(run, range(4)))
         assert scorer.url != old
 
 
 def test_a_scorer_that_never_comes_back_is_one_error_and_no_reward(run: Path) -> None:
     with service(run) as process:
-        scorer = Scorer.of_run(run, timeout_s=3)
+        scorer = Scorer.of_run(run, timeout_s=60)
+        scorer.timeout_s = 3
         stopped(holder(process))
         results: dict[int, Any] = {}
         begun = time.monotonic()
@@ -160,6 +162,7 @@ def test_a_scorer_that_never_comes_back_is_one_error_and_no_reward(run: Path) ->
         process.kill()
         waiting.join(30)
     assert 2.5 < time.monotonic() - begun < 15
+    assert len(results) == 2
     for errors in results.values():
         assert all(isinstance(e, UserError) for e in errors) and len(errors) == 3
         assert f"scorer {scorer.url} gave no rewards within 3 s (last: " in str(errors[0])
@@ -196,6 +199,8 @@ def work(ready):
     if sys.argv[1] == "early":
         raise SystemExit(3)
     ready()
+    if sys.argv[1] == "never":
+        time.sleep(60)
     os.kill(os.getpid(), signal.SIGKILL)
 try:
     keeper.keep("test", work)
@@ -231,3 +236,13 @@ def test_deaths_that_lie_far_apart_are_not_counted_together() -> None:
     assert len({process.stdout.readline() for _ in range(8)}) == 8
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=20)
+
+
+def test_a_child_ends_with_its_keeper_also_where_that_is_killed() -> None:
+    command = [sys.executable, "-c", KEPT, "never", "600"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs([child], timeout=20)[0] == [child]

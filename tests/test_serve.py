@@ -129,7 +129,8 @@ def test_rewards_under_load_are_those_of_a_group_alone(scorer, url):
         loaded = list(pool.map(lambda g: Scorer(url, 20).score([g]), asked))
     for one, many in zip(alone, loaded, strict=True):
         assert many[0] == [pytest.approx(row, abs=2e-6) for row in one[0]]
-    assert len({row[0] for groups in alone for row in groups[0]}) == 4 * 3, "four contexts, three replies"
+    values = [row[0] for groups in alone for row in groups[0]]
+    assert max(values) - min(values) > 1e-3, "another group's rewards would show"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,8 @@ def health(address: str) -> dict:
 
 def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeypatch):
     with served(scorer) as address:
-        assert health(address) == {"status": "ok", "model": "tiny-rm@0", "waiting": 0, "busy_s": 0.0}
+        said = health(address)
+        assert said.pop("busy_s") < 5 and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
         monkeypatch.setattr(serve, "PROBE_S", 0.05)
         monkeypatch.setattr(serve, "STUCK_S", 0.1)
         with scorer._lock:

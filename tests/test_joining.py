@@ -152,6 +152,7 @@ def test_an_error_of_the_accelerator_ends_the_process(scorer: GroupScorer, monke
     monkeypatch.setattr(scorer, "score_tree", fail)
     monkeypatch.setattr(batching.os, "_exit", end)
     batcher = Batcher(scorer, 8)
-    batcher.probe()
-    batcher._thread.join(20)
+    with pytest.raises(SystemExit):
+        batcher._score([batching._Waiting(scorer.render(batching.PROBE), batching.Future())])
     assert ended == [1]
+    batcher.close()

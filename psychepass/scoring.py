@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import Field, model_validator
@@ -46,12 +49,22 @@ class ScoreGroup(Frozen):
 
 
 class Scorer:
-    """A scorer at `url`. `timeout_s` bounds one call with its retries; `model` is what answered last."""
+    """A scorer at `url`. `timeout_s` bounds one call with its retries; `model` is what answered last.
 
-    def __init__(self, url: str, timeout_s: float = 120.0, model: str | None = None):
+    A scorer that is down or busy is asked again until then; `file`, a run's scorer.json, is where another
+    one in its place leaves its address.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 120.0, model: str | None = None, file: str | Path | None = None):
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.model = model
+        self.file = None if file is None else Path(file)
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes this scorer again in another process."""
+        file = None if self.file is None else str(self.file.resolve())
+        return {"url": self.url, "timeout_s": self.timeout_s, "model": self.model, "file": file}
 
     @classmethod
     def of_run(cls, run_dir: str | Path, url: str | None = None, timeout_s: float = 120.0) -> Scorer:
@@ -66,7 +79,7 @@ class Scorer:
         for pause_s in _pauses(deadline):
             try:
                 address = {"url": url} if url else records.read_json(path)
-                scorer = cls(str(address["url"]), timeout_s)
+                scorer = cls(str(address["url"]), timeout_s, file=None if url else path)
                 scorer.model = scorer.health()
                 if "model" in address and address["model"] != scorer.model:
                     raise UserError(f"{scorer.url} answers for model {scorer.model!r}, not {address['model']!r}")
@@ -82,7 +95,7 @@ class Scorer:
     def health(self) -> str:
         """The served model's id; one try of at most 5 s. Raises UserError."""
         try:
-            with httpx.Client(timeout=min(5.0, self.timeout_s), trust_env=False) as client:
+            with _client(httpx.Client, min(5.0, self.timeout_s)) as client:
                 body = _json(client.get(f"{self.url}/health"), self.url)
         except httpx.HTTPError as e:
             raise UserError(f"scorer {self.url}: {type(e).__name__}: {e}") from e
@@ -101,11 +114,11 @@ class Scorer:
         seen = "nothing"
         for pause_s in _pauses(deadline):
             try:
-                with httpx.Client(timeout=max(0.01, deadline - time.monotonic()), trust_env=False) as client:
-                    reply = client.post(f"{self.url}/score", json=_payload(groups))
+                with _client(httpx.Client, deadline - time.monotonic()) as client:
+                    reply = client.post(f"{self._address()}/score", json=_payload(groups))
                 if reply.status_code not in BUSY:
                     return self._read(reply, groups)
-                seen = f"status {reply.status_code}"
+                seen, pause_s = _refusal(reply, pause_s, deadline)
             except httpx.HTTPError as e:
                 seen = f"{type(e).__name__}: {e}"
             time.sleep(pause_s)
@@ -117,16 +130,22 @@ class Scorer:
         seen = "nothing"
         for pause_s in _pauses(deadline):
             try:
-                timeout_s = max(0.01, deadline - time.monotonic())
-                async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
-                    reply = await client.post(f"{self.url}/score", json=_payload(groups))
+                async with _client(httpx.AsyncClient, deadline - time.monotonic()) as client:
+                    reply = await client.post(f"{self._address()}/score", json=_payload(groups))
                 if reply.status_code not in BUSY:
                     return self._read(reply, groups)
-                seen = f"status {reply.status_code}"
+                seen, pause_s = _refusal(reply, pause_s, deadline)
             except httpx.HTTPError as e:
                 seen = f"{type(e).__name__}: {e}"
             await asyncio.sleep(pause_s)
         raise self._no_answer(seen)
+
+    def _address(self) -> str:
+        """Where to ask: `file` names a service that was started again; while there is none, the last known one."""
+        if self.file is not None:
+            with suppress(UserError, KeyError, TypeError):  # between two services
+                self.url = str(records.read_json(self.file)["url"]).rstrip("/")
+        return self.url
 
     def _no_answer(self, seen: str) -> UserError:
         return UserError(
@@ -142,6 +161,28 @@ class Scorer:
         rewards = _checked_rewards(body["rewards"], groups, self.url)
         self.model = body["model"]
         return rewards
+
+
+C = TypeVar("C", httpx.Client, httpx.AsyncClient)
+
+
+def _client(kind: type[C], timeout_s: float) -> C:
+    """A client for one try; straight to the scorer, whatever proxy the environment names."""
+    return kind(timeout=max(0.01, timeout_s), trust_env=False, verify=_certificates())
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Made once: httpx would take 30 ms of CPU for it in every try."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _refusal(reply: httpx.Response, pause_s: float, deadline: float) -> tuple[str, float]:
+    """What a busy scorer said, and how long to wait: what it asks for, if that is longer, until the deadline."""
+    asked = reply.headers.get("Retry-After", "")
+    if asked.isdecimal():
+        pause_s = max(pause_s, min(float(asked), deadline - time.monotonic()))
+    return f"status {reply.status_code}: {reply.text[:200]}", pause_s
 
 
 def _payload(groups: Sequence[ScoreGroup]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from psychepass.scoring import ScoreGroup
+from reward_model.joining import Rendered, joinable, pack_groups, parted
 from reward_model.model import RewardModel, load
-from reward_model.packing import pack_group
 from training.render import Renderer
 
 
@@ -36,17 +36,32 @@ class GroupScorer:
             UserError: a response, or the client's last line alone, over the model's budget.
             FloatingPointError: a reward that is not finite.
         """
-        return [self._score(group) for group in groups]
+        found = {}
+        for numbers, rewards in self.trees([self.render(group) for group in groups]):
+            found |= dict(zip(numbers, rewards, strict=True))
+        return [found[number] for number in range(len(groups))]
 
-    def _score(self, group: ScoreGroup) -> list[list[float]]:
+    def trees(self, groups: Sequence[Rendered]) -> Iterator[tuple[list[int], list[list[list[float]]]]]:
+        """Scores groups tree by tree, the first one left and all that share its trunk: (their indices, rewards)."""
+        left = list(range(len(groups)))
+        while left:
+            numbers = [left[i] for i in joinable([groups[n] for n in left], self.renderer.max_tokens)]
+            yield numbers, self.score_tree([groups[n] for n in numbers])
+            left = [n for n in left if n not in numbers]
+
+    def render(self, group: ScoreGroup) -> Rendered:
+        """A group's ids. Raises UserError as `score` does. Not for several threads at once: the tokenizer is not."""
         render = self.renderer
-        packed = pack_group(
+        return Rendered(
             render.context(group.context),
-            [render.response(r) for r in group.responses],
-            [render.dimension(d) for d in group.dimensions],
+            tuple(render.response(r) for r in group.responses),
+            tuple(render.dimension(d) for d in group.dimensions),
         )
+
+    def score_tree(self, groups: Sequence[Rendered]) -> list[list[list[float]]]:
+        """Rewards of joinable groups in one forward pass. Raises FloatingPointError as `score` does."""
         with self._lock, torch.inference_mode():
-            rewards_S = self.model(packed.to(self.device))
+            rewards_S = self.model(pack_groups(groups).to(self.device))
         if not torch.isfinite(rewards_S).all():
             raise FloatingPointError(f"model {self.name} gave a reward that is not finite")
-        return rewards_S.reshape(len(group.responses), len(group.dimensions)).tolist()
+        return parted(rewards_S.tolist(), groups)

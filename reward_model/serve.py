@@ -1,19 +1,26 @@
 """Stage `serve-rm`: the trained reward model as an HTTP service (its client is psychepass/scoring.py).
 
-GET /health -> {"status": "ok", "model": ID}. POST /score {"groups": [{"context", "responses", "dimensions"}]}
--> {"model": ID, "rewards": [group][response][dimension]}. Bad input is 422, overload 503, each with
-{"error": "one sentence"}. Groups are scored one at a time, so a reward does not depend on what else is asked.
+    GET  /health -> {"status": "ok", "model": ID, "waiting": groups, "busy_s": seconds of the pass under way}
+    POST /score  {"groups": [{"context", "responses", "dimensions"}]}
+                 -> {"model": ID, "rewards": [group][response][dimension]}
 
-The stage serves until it is told to stop, so it has no manifest. `<run>/scorer.json` holds its address.
+Bad input is 422, overload 503 with Retry-After, a model that does not answer 503 on /health, each with
+{"error": "one sentence"}. Groups that wait and share a context are scored together (reward_model/batching.py);
+up to rounding a reward does not depend on what else is asked.
+
+The stage serves until it is told to stop, so it has no manifest. `<run>/scorer.json` holds its address. Where the
+process that holds the model dies, its keeper starts another at the same address (reward_model/keeper.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import sys
-import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +32,26 @@ from psychepass.errors import UserError
 from psychepass.run import say
 from psychepass.schema import Frozen
 from psychepass.scoring import SCORER_FILE, ScoreGroup
+from reward_model.keeper import keep
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from reward_model.scorer import GroupScorer
 
+STUCK_S = 60.0  # a pass is one tree: seconds on a CPU, parts of one on a GPU
+PROBE_S = 4.0  # the client gives a health check 5 s
+
 
 class ServeConfig(StageConfig):
-    """`model`: a saved reward model, null for the run's own. `port` 0 takes any free one. Above
-    `max_requests` at once, further ones get 503 and are to be sent again; the server has 40 threads.
+    """`model`: a saved reward model, null for the run's own. `port` 0 takes any free one. Where more than
+    `max_waiting` groups would wait, a request gets 503 and is to be sent again.
     """
 
     model: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
-    max_requests: int = Field(default=32, ge=1, le=32)
+    max_waiting: int = Field(default=256, ge=1)
 
 
 class ScoreRequest(Frozen):
@@ -49,34 +60,49 @@ class ScoreRequest(Frozen):
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(ServeConfig, config_path, overrides)
-    folder = Path(config.model) if config.model else Path(config.run) / "reward_model"
+    path, keeper = Path(config.run) / SCORER_FILE, os.getpid()
+    listener = listen(config.host, config.port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        keep("serve-rm", lambda ready: answer(config, listener, path, keeper, ready))
+    finally:
+        listener.close()
+        if path.is_file() and records.read_json(path)["pid"] == keeper:
+            path.unlink()
 
+
+def answer(config: ServeConfig, listener: socket.socket, path: Path, keeper: int, ready: Callable[[], None]) -> None:
+    """Load the model, write the address under the keeper's process id, and answer until this process ends.
+
+    Raises:
+        UserError: no model there, or one that gives no finite reward to a first, tiny group.
+    """
     import torch
     import uvicorn
 
     from psychepass.matmul import fast_fp32
+    from reward_model.batching import PROBE
     from reward_model.scorer import GroupScorer
 
     fast_fp32()
+    folder = Path(config.model) if config.model else Path(config.run) / "reward_model"
     scorer = GroupScorer.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    listener = listen(config.host, config.port)
+    try:
+        scorer.score([PROBE])
+    except FloatingPointError as e:
+        raise UserError(f"{folder}: {e}; train it again") from e
+    app = make_app(scorer, config.max_waiting)
     host, port = listener.getsockname()[:2]
-    address = {"url": f"http://{host}:{port}", "pid": os.getpid(), "model": scorer.name}
-    path = Path(config.run) / SCORER_FILE
-    stop_earlier(path)
+    address = {"url": f"http://{host}:{port}", "pid": keeper, "model": scorer.name}
+    stop_earlier(path, keeper)
     records.write_json(path, address)
     say(f"serve-rm: {scorer.name} at {address['url']} (address in {path})")
-    server = uvicorn.Server(uvicorn.Config(make_app(scorer, config.max_requests), log_level="warning"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has shut down
-    try:
-        server.run(sockets=[listener])
-    finally:
-        listener.close()
-        if path.is_file() and records.read_json(path) == address:
-            path.unlink()
+    ready()
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
-def stop_earlier(path: Path) -> None:
+def stop_earlier(path: Path, keeper: int) -> None:
     """A run has one service: end the one that a killed caller left behind, if its process is still one."""
     if not path.is_file():
         return
@@ -85,7 +111,7 @@ def stop_earlier(path: Path) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return
-    if b"serve-rm" in command and pid != os.getpid():
+    if b"serve-rm" in command and pid != keeper:
         say(f"serve-rm: stopping the earlier service of this run (process {pid})")
         os.kill(pid, signal.SIGTERM)
 
@@ -99,42 +125,62 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as e:
         listener.close()
         raise UserError(f"serve-rm: cannot listen on {host}:{port} ({e.strerror}); port=0 takes any free port") from e
-    listener.listen(128)
+    listener.listen(1024)
     return listener
 
 
-def make_app(scorer: GroupScorer, max_requests: int) -> FastAPI:
+def make_app(scorer: GroupScorer, max_waiting: int) -> FastAPI:
     """The service over a loaded model."""
     from fastapi import FastAPI, Request
+    from fastapi.concurrency import run_in_threadpool
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
 
-    app = FastAPI(title="PsychePass scorer", docs_url=None, redoc_url=None)
-    free = threading.BoundedSemaphore(max_requests)
+    from reward_model.batching import Batcher, Overloaded
 
-    def error(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"error": text}, status_code=status)
+    batcher = Batcher(scorer, max_waiting)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        batcher.close()
+
+    app = FastAPI(title="PsychePass scorer", docs_url=None, redoc_url=None, lifespan=lifespan)
+
+    def error(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"error": text}, status_code=status, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, e: RequestValidationError) -> JSONResponse:
         return error(422, sentence(e))
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "model": scorer.name}
+    async def health() -> Any:
+        waiting = batcher.waiting
+        if not waiting and not batcher.busy_s:
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(batcher.probe()), PROBE_S)
+            except TimeoutError:  # a group that came first is under way, or the model hangs: busy_s tells
+                pass
+            except Exception as e:
+                return error(503, f"model {scorer.name} does not answer: {type(e).__name__}: {e}")
+        busy_s = batcher.busy_s
+        if busy_s > STUCK_S:
+            return error(503, f"model {scorer.name} has been busy with one pass for {busy_s:.0f} s; {waiting} wait")
+        return {"status": "ok", "model": scorer.name, "waiting": waiting, "busy_s": round(busy_s, 3)}
 
     @app.post("/score")
-    def score(request: ScoreRequest) -> Any:
-        if not free.acquire(blocking=False):
-            return error(503, f"{max_requests} requests are being scored; send this one again later")
+    async def score(request: ScoreRequest) -> Any:
         try:
-            return {"model": scorer.name, "rewards": scorer.score(request.groups)}
+            futures = await run_in_threadpool(batcher.submit, request.groups)
+            rewards = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except UserError as e:
             return error(422, str(e))
-        except FloatingPointError as e:
-            return error(500, str(e))
-        finally:
-            free.release()
+        except Overloaded as e:
+            return error(503, str(e), {"Retry-After": str(e.retry_s)})
+        except (FloatingPointError, RuntimeError) as e:
+            return error(500, f"{type(e).__name__}: {e}")
+        return {"model": scorer.name, "rewards": rewards}
 
     return app
 

@@ -6,6 +6,7 @@ to the trainer as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -26,9 +27,9 @@ class SingleTurnLoop(AgentLoopBase):
     stops there (rl/trainer.py), so that a failed score never trains.
     """
 
-    def __init__(self, *args: Any, scorer_url: str, scorer_timeout_s: float, group_timeout_s: float, **kwargs: Any):
+    def __init__(self, *args: Any, scorer: Mapping[str, Any], group_timeout_s: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.scorer = Scorer(scorer_url, scorer_timeout_s)
+        self.scorer = Scorer(**scorer)
         self.group_timeout_s = group_timeout_s
         self.codec: Any = self.tokenizer
 

@@ -88,7 +88,7 @@ class Gather:
         """What `score(items)` gives for this item, once `size` items have joined.
 
         Raises:
-            UserError: the others did not come, or were not scored, within `timeout_s`.
+            UserError: the others did not come within `timeout_s`.
             Exception: what `score` raised, in every sibling.
         """
         if uid in self._failed:
@@ -103,6 +103,8 @@ class Gather:
             async with asyncio.timeout(timeout_s):
                 return (await asyncio.shield(group.done))[place]
         except TimeoutError:
+            if len(group.items) == size:  # all came; the scorer has a time limit of its own, which may be longer
+                return (await asyncio.shield(group.done))[place]
             self._groups.pop(uid, None)
             raise UserError(
                 f"group {uid}: {len(group.items)} of {size} responses came within {timeout_s:g} s; "

@@ -15,6 +15,7 @@ from psychepass import config as configs
 from psychepass import records
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
+from psychepass.scoring import Scorer
 from rl.config import GRPOConfig
 
 IGNORED = frozenset({"run", "wandb", "ray_address", "scorer_url", "scorer_timeout_s", "group_timeout_s"})
@@ -34,7 +35,6 @@ def align(config: GRPOConfig, run: StageRun, production: GRPOConfig) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     from psychepass import weights
-    from psychepass.scoring import Scorer
     from rl import checkpoints, prompts, verl_config
 
     folder = run.dir.resolve() / "grpo"
@@ -51,10 +51,22 @@ def align(config: GRPOConfig, run: StageRun, production: GRPOConfig) -> None:
     done_step = checkpoints.settle(folder)
     if done_step < last_step:
         scorer = Scorer.of_run(run.dir, config.scorer_url, config.scorer_timeout_s)
-        say(f"grpo: steps {done_step + 1} to {last_step}, rewards from {scorer.url}")
-        fixed = config.model_copy(update={"scorer_url": scorer.url, "steps": last_step})
-        _train(fixed, files, n_layers, _band(config, run.dir), resumed=done_step > 0)
+        _refuse_other_rewards(run, scorer)
+        say(f"grpo: steps {done_step + 1} to {last_step}, rewards from {scorer.model} at {scorer.url}")
+        fixed = config.model_copy(update={"steps": last_step})
+        _train(fixed, scorer, files, n_layers, _band(config, run.dir), resumed=done_step > 0)
     _export(config, run, files, last_step)
+
+
+def _refuse_other_rewards(run: StageRun, scorer: Scorer) -> None:
+    """One run is aligned by one reward model, also where it is resumed."""
+    before = run.manifest["notes"].get("reward_model")
+    if before not in (None, scorer.model):
+        raise UserError(
+            f"{run.path}: the steps so far were rewarded by {before!r}, the scorer at {scorer.url} has "
+            f"{scorer.model!r}; serve {before!r} again, or use another run directory"
+        )
+    run.note(reward_model=scorer.model)
 
 
 def _set_environment(config: GRPOConfig, folder: Path) -> None:
@@ -71,7 +83,9 @@ def total_steps(config: GRPOConfig, n_prompts: int) -> int:
     return by_epochs if config.steps is None else min(config.steps, by_epochs)
 
 
-def _train(config: GRPOConfig, files: Any, n_layers: int, band: tuple[float, float] | None, resumed: bool) -> None:
+def _train(
+    config: GRPOConfig, scorer: Scorer, files: Any, n_layers: int, band: tuple[float, float] | None, resumed: bool
+) -> None:
     """verl's loop with this process as its controller.
 
     verl puts the controller into an actor of its own; here it stays in the stage, so that an error arrives
@@ -84,7 +98,7 @@ def _train(config: GRPOConfig, files: Any, n_layers: int, band: tuple[float, flo
 
     resolved = verl_config.verl_config(config, files, n_layers)
     resolved.trainer.val_before_train = not resumed
-    OmegaConf.save(OmegaConf.create(verl_config.agent_loop_yaml(config)), files.grpo / "agent_loop.yaml")
+    OmegaConf.save(OmegaConf.create(verl_config.agent_loop_yaml(config, scorer)), files.grpo / "agent_loop.yaml")
     OmegaConf.save(resolved, files.grpo / "verl.yaml")
     on_cpu = config.hardware == "cpu"
     with ray_session(files.grpo, verl_config.environment(config), config.workers, on_cpu, config.ray_address):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from psychepass.errors import UserError
+from psychepass.scoring import Scorer
 from rl.config import GRPOConfig
 
 AGENT = "psychepass_single_turn"
@@ -241,14 +242,13 @@ def hardware_differences(
     return rows
 
 
-def agent_loop_yaml(config: GRPOConfig) -> list[dict[str, Any]]:
+def agent_loop_yaml(config: GRPOConfig, scorer: Scorer) -> list[dict[str, Any]]:
     """What verl's agent workers need to build our loop: written to grpo/agent_loop.yaml."""
     return [
         {
             "name": AGENT,
             "_target_": "rl.agent_loop.SingleTurnLoop",
-            "scorer_url": config.scorer_url,
-            "scorer_timeout_s": config.scorer_timeout_s,
+            "scorer": scorer.arguments(),
             "group_timeout_s": config.group_timeout_s,
         }
     ]

@@ -22,17 +22,22 @@ def test_figures_by_hand() -> None:
         "service": [Round([1.0, 3.0], 4.0, one * 2), Round([1.0], 1.0, one)],
         "in process": [Round([0.5, 0.5], 1.0, one * 2), Round([0.5], 0.5, two)],
     }
-    found = {row["name"]: row for row in scorer_load.figures(rounds)}
-    assert found["service: groups a second"] == {
-        "name": "service: groups a second",
+    found = {row["name"]: row for row in scorer_load.figures(rounds, "whole", 1)}
+    assert found["whole, service: groups a second"] == {
+        "name": "whole, service: groups a second",
         "value": 0.75,
         "low": 0.5,
         "high": 1.0,
         "n": 3,
     }
-    assert found["service: latency s, 50%"]["value"] == 1.5 and found["service: latency s, 50%"]["high"] == 2.0
-    assert found["service / in process: groups a second"]["value"] == pytest.approx((0.25 + 0.5) / 2)
+    assert (
+        found["whole, service: latency s, 50%"]["value"] == 1.5
+        and found["whole, service: latency s, 50%"]["high"] == 2.0
+    )
+    assert found["whole, service / in process: groups a second"]["value"] == pytest.approx((0.25 + 0.5) / 2)
     assert scorer_load.difference(rounds) == 0.5
+    asked_apart = {row["name"]: row["value"] for row in scorer_load.figures(rounds, "apart", 4)}
+    assert asked_apart["apart, service: groups a second"] == 0.75 / 4, "four requests are one group"
 
 
 def test_a_round_over_http_gives_the_rewards_of_the_process_and_keeps_its_time_limit(tmp_path) -> None:
@@ -41,7 +46,8 @@ def test_a_round_over_http_gives_the_rewards_of_the_process_and_keeps_its_time_l
     args = scorer_load.arguments(["--groups", "6", "--responses", "2", "--turns", "2"])
     groups = scorer_load.made_groups(args)
     assert len({g.model_dump_json() for g in groups}) == 6
-    with served(scorer, max_requests=2) as url:  # fewer than the callers: refused ones come again
+    assert [g.responses for g in scorer_load.single(groups[:1])] == [(r,) for r in groups[0].responses]
+    with served(scorer, max_waiting=2) as url:  # fewer than the callers: refused ones come again
         whole = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, 60.0))
         none = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, -1.0))
     assert whole.rewards == scorer_load.in_process(scorer, groups, 60.0).rewards

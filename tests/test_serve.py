@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +20,11 @@ from pydantic import ValidationError
 from psychepass import records
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message
-from psychepass.scoring import ScoreGroup, Scorer
+from psychepass.scoring import ScoreGroup, Scorer, _refusal
 from reward_model import model as models
+from reward_model import serve
 from reward_model.scorer import GroupScorer
 from reward_model.serve import listen, make_app
-from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.render import Renderer
 
@@ -55,9 +52,9 @@ def scorer(tmp_path_factory) -> GroupScorer:
 
 
 @contextmanager
-def served(scorer: GroupScorer, max_requests: int = 8):
+def served(scorer: GroupScorer, max_waiting: int = 64):
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(scorer, max_requests), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(scorer, max_waiting), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -120,11 +117,20 @@ def test_partial_groups_score_the_same(scorer):
     assert part[0] == pytest.approx(whole[1], abs=2e-6)
 
 
-def test_concurrent_requests_get_their_own_rewards(scorer, url):
-    asked = [group("I am tired.", responses=tuple(f"Reply {i} to you." for i in range(n + 1))) for n in range(12)]
-    expected = [scorer.score([g]) for g in asked]
-    with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(lambda g: Scorer(url, 20).score([g]), asked)) == expected
+def test_rewards_under_load_are_those_of_a_group_alone(scorer, url):
+    """Four callers ask about each conversation at once, reply by reply and turn by turn."""
+    lines = [f"Line {n} of mine." for n in range(7)]
+    asked = [
+        group(*lines[: 2 * (n % 4) + 1], responses=tuple(f"Reply {i} to you." for i in range(n % 3 + 1)))
+        for n in range(16)
+    ]
+    alone = [scorer.score([g]) for g in asked]
+    with ThreadPoolExecutor(16) as pool:
+        loaded = list(pool.map(lambda g: Scorer(url, 20).score([g]), asked))
+    for one, many in zip(alone, loaded, strict=True):
+        assert many[0] == [pytest.approx(row, abs=2e-6) for row in one[0]]
+    values = [row[0] for groups in alone for row in groups[0]]
+    assert max(values) - min(values) > 1e-3, "another group's rewards would show"
 
 
 @pytest.mark.parametrize(
@@ -169,25 +175,50 @@ def test_text_that_is_not_json_gets_422(url):
     assert reply.status_code == 422 and "JSON" in reply.json()["error"]
 
 
-def test_overload_is_503_and_the_client_tries_again(scorer):
-    with served(scorer, max_requests=1) as address:
+def test_overload_is_503_with_a_time_and_the_client_tries_again(scorer):
+    body = {"groups": [g.model_dump(mode="json") for g in GROUPS]}
+    with served(scorer, max_waiting=3) as address:
         scorer._lock.acquire()
         try:
-            waiting = threading.Thread(target=lambda: Scorer(address, 20).score(GROUPS))
-            waiting.start()
-            deadline = time.monotonic() + 10
-            status = 0
-            while status != 503 and time.monotonic() < deadline:
-                body = {"groups": [g.model_dump(mode="json") for g in GROUPS[:1]]}
-                try:
-                    status = httpx.post(f"{address}/score", json=body, timeout=0.5, trust_env=False).status_code
-                except httpx.TimeoutException:  # it came before the other one
-                    continue
-            assert status == 503
+            with ThreadPoolExecutor(3) as pool:
+                waiting = [pool.submit(Scorer(address, 20).score, GROUPS) for _ in range(2)]
+                deadline = time.monotonic() + 10
+                while (seen := health(address))["waiting"] != 3 and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                assert seen["waiting"] == 3 and seen["status"] == "ok" and seen["busy_s"] > 0
+                refused = httpx.post(f"{address}/score", json=body, trust_env=False)
+                later = pool.submit(Scorer(address, 20).score, GROUPS)
+                time.sleep(0.2)
+                assert not later.done()
+                scorer._lock.release()
+                results = [f.result() for f in (*waiting, later)]
         finally:
-            scorer._lock.release()
-        assert Scorer(address, 20).score(GROUPS) == scorer.score(GROUPS)
-        waiting.join()
+            if scorer._lock.locked():
+                scorer._lock.release()
+        assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+        assert refused.json() == {"error": "3 groups are waiting; send this request again in 1 s"}
+        alone = scorer.score(GROUPS)
+        for rewards in results:
+            for found, expected in zip(rewards, alone, strict=True):
+                assert found == [pytest.approx(row, abs=2e-6) for row in expected]
+
+
+def health(address: str) -> dict:
+    return httpx.get(f"{address}/health", trust_env=False).json()
+
+
+def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeypatch):
+    with served(scorer) as address:
+        said = health(address)
+        assert said.pop("busy_s") < 5 and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
+        monkeypatch.setattr(serve, "PROBE_S", 0.05)
+        monkeypatch.setattr(serve, "STUCK_S", 0.1)
+        with scorer._lock:
+            assert health(address)["status"] == "ok", "a pass that has only begun"
+            time.sleep(0.1)
+            assert "tiny-rm@0 has been busy with one pass for 0 s; 0 wait" in health(address)["error"]
+            with pytest.raises(UserError, match="status 503"):
+                Scorer(address, 20).health()
 
 
 def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):
@@ -196,29 +227,11 @@ def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):
     broken = GroupScorer(model, Renderer(tiny_tokenizer(), 256, 64), "tiny-rm@nan")
     with pytest.raises(FloatingPointError, match="tiny-rm@nan gave a reward that is not finite"):
         broken.score(GROUPS)
-    with served(broken) as address, pytest.raises(UserError, match=r"status 500: .*not finite"):
-        Scorer(address, 20).score(GROUPS)
-
-
-def test_the_stage_serves_and_takes_its_address_away_again(scorer, tmp_path):
-    tokenizer = tiny_tokenizer()
-    folder = tmp_path / "reward_model"
-    card = models.save(scorer.model, tokenizer, folder, "tiny", 256, 64)
-    models.finish(scorer.model, folder, card)
-    config = tmp_path / "serve.yaml"
-    config.write_text(json.dumps({"run": str(tmp_path)}))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "psychepass.cli", "serve-rm", str(config)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    try:
-        client = Scorer.of_run(tmp_path, timeout_s=60)
-        assert client.model == card.model
-        assert client.score(GROUPS)[0][0] == pytest.approx(scorer.score(GROUPS)[0][0], abs=1e-6)
-        assert records.read_json(tmp_path / "scorer.json")["pid"] == process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-    assert not (tmp_path / "scorer.json").exists()
+    with served(broken) as address:
+        with pytest.raises(UserError, match=r"status 500: .*not finite"):
+            Scorer(address, 20).score(GROUPS)
+        with pytest.raises(UserError, match=r"status 503: .*does not answer: .*not finite"):
+            Scorer(address, 20).health()
 
 
 def test_a_taken_port_is_one_clear_error():
@@ -266,6 +279,16 @@ def test_another_model_at_the_address_is_refused(url, tmp_path):
         Scorer.of_run(tmp_path, timeout_s=0.3)
     with pytest.raises(UserError, match="changed its model from 'other' to 'tiny-rm@0'"):
         Scorer(url, 20, model="other").score(GROUPS)
+
+
+def test_a_busy_scorer_is_asked_again_when_it_says():
+    def answer(wait: str) -> tuple[str, float]:
+        reply = httpx.Response(503, headers={"Retry-After": wait}, text="busy")
+        return _refusal(reply, 0.2, time.monotonic() + 3)
+
+    assert answer("2") == ("status 503: busy", 2.0)
+    assert answer("0")[1] == 0.2 and answer("Sun, 22 Nov 2026 05:00:00 GMT")[1] == 0.2
+    assert answer("600")[1] == pytest.approx(3, abs=0.1), "never beyond the caller's own time limit"
 
 
 def test_a_busy_scorer_is_asked_again():

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from psychepass import config as configs
 from psychepass.errors import UserError
+from psychepass.scoring import Scorer
 from rl import checkpoints, prompts, verl_config
 from rl.config import GRPOConfig
 from rl.packing import pack
@@ -45,7 +46,8 @@ def prepare(folder: Path, model: Path, scorer_url: str, *overrides: str) -> Any:
     write_prompts(folder / "prompts.parquet", 6, 2, DIMENSIONS)
     split = prompts.split_prompts(folder / "prompts.parquet", folder, config, AutoTokenizer.from_pretrained(model))
     files = verl_config.Files(model, split["train"], split["dev"], folder)
-    OmegaConf.save(OmegaConf.create(verl_config.agent_loop_yaml(config)), folder / "agent_loop.yaml")
+    scorer = Scorer(scorer_url, config.scorer_timeout_s)
+    OmegaConf.save(OmegaConf.create(verl_config.agent_loop_yaml(config, scorer)), folder / "agent_loop.yaml")
     return verl_config.verl_config(config, files, n_layers=2)
 
 

@@ -1,0 +1,146 @@
+"""Which contestants meet next: Swiss (the default), round robin, or the most informative matches.
+
+All three share one interface: `waves` says which clients are planned together, `next_round` plans their next round
+from what all clients' contestants have done so far. Both are pure functions, so the matches of a wave may be judged
+in any order, or all at once, and a run that was killed plans the same again.
+
+Adaptive: the most informative match is the one whose verdict is expected to narrow the ratings' intervals most, i.e.
+to lower the sum of the ratings' posterior variances (A-optimal design). By Laplace's approximation at the
+Bradley-Terry maximum over all matches so far (ratings.fit, its weak prior included) that gain is
+
+    w |S e|² / (1 + w e' S e),    e = e_i - e_j,  S the inverse of the information matrix H,
+
+with w = E s(d) s(-d), s the logistic function and d ~ Normal(theta_i - theta_j, e' S e), the expected information of
+one verdict about the difference. So it grows where ratings are uncertain and shrinks where the outcome is foreseen.
+Client by client the match with the largest gain is planned, each contestant at most once a round, never a rematch
+within a client, and counted in H at once (H + w e e'), so that later matches look elsewhere.
+Verdicts of one client are taken as independent here; the ratings' intervals do not take them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.special import expit
+
+from tournament import ratings, swiss
+from tournament.swiss import NOBODY, Round, Standings
+
+PairingName = Literal["swiss", "round_robin", "adaptive"]
+WAVE = 8  # clients that adaptive pairing plans together: later ones learn from their verdicts
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+
+
+def most_rounds(contestants: int) -> int:
+    """Rounds until everybody has met everybody once: N - 1, and N in an odd field, where one rests a round."""
+    return contestants - 1 + contestants % 2
+
+
+def rounds_of(name: PairingName, contestants: int, rounds: int | None = None) -> int:
+    """Rounds of a client with so many contestants: `rounds`, or the pairing's own, ceil(log2 N) and for round robin
+    all; never more than most_rounds, after which only rematches are left."""
+    own = most_rounds(contestants) if name == "round_robin" else swiss.rounds_for(contestants)
+    return min(own if rounds is None else rounds, most_rounds(contestants))
+
+
+def matches_of(name: PairingName, contestants: int, rounds: int | None = None) -> int:
+    """Matches of a client with so many contestants; adaptive pairing may plan fewer, never more."""
+    return rounds_of(name, contestants, rounds) * (contestants // 2)
+
+
+def waves(name: PairingName, clients: Sequence[str]) -> list[list[str]]:
+    """The clients of a round in the groups that are planned together, one group after the other."""
+    size = WAVE if name == "adaptive" else max(1, len(clients))
+    return [list(clients[i : i + size]) for i in range(0, len(clients), size)]
+
+
+def next_round(
+    name: PairingName, tables: Mapping[str, Standings], clients: Sequence[str], seed: int, round: int
+) -> dict[str, Round]:
+    """Round `round` (from 1) of each of `clients`; `tables` holds what every client's contestants did so far."""
+    if name == "adaptive":
+        return _adaptive(tables, clients, seed, round)
+    pair = swiss.pair if name == "swiss" else circle
+    return {client: pair(tables[client], seed, client, round) for client in clients}
+
+
+def circle(standings: Standings, seed: int, client: str, round: int) -> Round:
+    """Round robin by the circle method: the first stays, the others move on one place a round."""
+    seat = swiss.lots(seed, client, 0)
+    names = sorted(standings.points, key=lambda name: seat(name))
+    if len(names) % 2:
+        names.append(NOBODY)
+    shift = (round - 1) % (len(names) - 1)
+    seats = [names[0], *names[1 + shift :], *names[1 : 1 + shift]]
+    pairs = list(zip(seats[: len(seats) // 2], reversed(seats), strict=False))
+    draw = swiss.lots(seed, client, round)
+    bye = next((a or b for a, b in pairs if NOBODY in (a, b)), None)
+    return Round(tuple(sorted(swiss.presented(a, b, draw) for a, b in pairs if NOBODY not in (a, b))), bye)
+
+
+def _adaptive(tables: Mapping[str, Standings], clients: Sequence[str], seed: int, round: int) -> dict[str, Round]:
+    names = sorted({name for table in tables.values() for name in table.points})
+    theta_N, information_NN = posterior(names, tables)
+    planned = {}
+    for client in clients:
+        draw = swiss.lots(seed, client, round)
+        planned[client], information_NN = _most_informative(names, theta_N, information_NN, tables[client], draw)
+    return planned
+
+
+def posterior(names: Sequence[str], tables: Mapping[str, Standings]) -> tuple[np.ndarray, np.ndarray]:
+    """theta_N at the Bradley-Terry maximum with its weak prior, and the information matrix_NN there."""
+    position = {name: i for i, name in enumerate(names)}
+    wins_NN = np.zeros((len(names), len(names)))
+    for table in tables.values():
+        for a, b, points_a in table.results:
+            wins_NN[position[a], position[b]] += points_a
+            wins_NN[position[b], position[a]] += 1 - points_a
+    theta_N = ratings.fit(wins_NN[None])[0]
+    win_NN = expit(theta_N[:, None] - theta_N[None, :])
+    weight_NN = (wins_NN + wins_NN.T) * win_NN * (1 - win_NN)
+    own_N = weight_NN.sum(axis=1) + ratings.PRIOR_TIES * expit(theta_N) * expit(-theta_N)
+    return theta_N, np.diag(own_N) - weight_NN
+
+
+def gains(theta_N: np.ndarray, information_NN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """gain_NN, by how much each match is expected to lower the sum of the variances of theta, and its weight_NN w."""
+    covariance_NN = np.linalg.inv(information_NN)
+    variance_NN = _squared_distance(covariance_NN)
+    reach_NN = _squared_distance(covariance_NN @ covariance_NN)
+    draws_NNQ = (theta_N[:, None] - theta_N)[..., None] + np.sqrt(variance_NN)[..., None] * NODES
+    weight_NN = (expit(draws_NNQ) * expit(-draws_NNQ)) @ (NODE_WEIGHTS / NODE_WEIGHTS.sum())
+    return weight_NN * reach_NN / (1 + weight_NN * variance_NN), weight_NN
+
+
+def _squared_distance(matrix_NN: np.ndarray) -> np.ndarray:
+    """e' M e for every e = e_i - e_j."""
+    diagonal_N = np.diag(matrix_NN)
+    return np.maximum(diagonal_N[:, None] + diagonal_N - 2 * matrix_NN, 0)
+
+
+def _most_informative(
+    names: Sequence[str], theta_N: np.ndarray, information_NN: np.ndarray, table: Standings, draw: Callable[..., int]
+) -> tuple[Round, np.ndarray]:
+    """One client's round, and the information matrix with its matches counted. Equal gains are drawn by lot."""
+    free = set(table.points)
+    pairs: list[tuple[str, str]] = []
+    while True:
+        open_pairs = [
+            (i, j, draw(b, a))
+            for i, a in enumerate(names)
+            for j, b in enumerate(names[:i])
+            if a in free and b in free and not table.met[frozenset((a, b))]
+        ]
+        if not open_pairs:
+            break
+        gain_NN, weight_NN = gains(theta_N, information_NN)
+        gain_NN = np.round(gain_NN / gain_NN.max(), 9)
+        i, j, _ = max(open_pairs, key=lambda pair: (gain_NN[pair[0], pair[1]], pair[2]))
+        pairs.append(swiss.presented(names[i], names[j], draw))
+        free -= {names[i], names[j]}
+        e_N = np.eye(len(names))[i] - np.eye(len(names))[j]
+        information_NN = information_NN + weight_NN[i, j] * np.outer(e_N, e_N)
+    return Round(tuple(sorted(pairs)), free.pop() if len(free) == 1 else None), information_NN

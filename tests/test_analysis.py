@@ -184,6 +184,17 @@ def test_a_win_by_name_stays_at_equal_length():
     assert [r["feature"] for r in coefficients] == ["log words a reply"] * 2  # nobody asked or formatted anything
 
 
+def test_what_only_contestants_differ_in_is_left_out():
+    battles, sessions = talk(8, by_length=True)
+    by_name = {name: "Why? " * i for i, name in enumerate("abc")}
+    asked = {i: session_of(short_script(s.profile_id), s.therapist.name, "train", by_name[s.therapist.name])
+             for i, s in sessions.items()}  # fmt: skip
+    rates, coefficients = length_control.controlled_win_rates(battles, asked, ["a", "b", "c"])
+    assert coefficients == [] and one(rates, model="length, style", contestant="a")["value"] == pytest.approx(
+        one(rates, model="nothing (raw)", contestant="a")["value"]
+    )
+
+
 def test_features_of_a_reply():
     session = session_of(short_script("c"), "a", "train", "Was it so? **Yes**\n- 我很好？")
     found = length_control.features(session)

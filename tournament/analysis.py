@@ -195,7 +195,9 @@ def not_in_records(
         found["repetition"] = f"repetition stability: {why}"
     dropped = sorted(set(length_control.STYLE) - {row["feature"] for row in coefficients})
     if dropped:
-        found["style"] = f"control for {', '.join(dropped)}: the same in all sessions"
+        found["style"] = (
+            f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from who speaks"
+        )
     return found
 
 

@@ -51,6 +51,10 @@ def _ends(row: Row, label: str) -> tuple[str, float, float | None, float | None]
     return label, row["value"], row["low"], row["high"]
 
 
+def _interval(row: Row) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−")
+
+
 def before_after(rows: Sequence[Row]) -> Figure:
     groups: dict[str, Sequence[report_figures.Row]] = {
         f"aligned {v}": [_ends(r, report_data.LABELS[r["measure"]]) for r in rows if r["verdict"] == v]
@@ -114,7 +118,8 @@ def bias(rows: Sequence[Row]) -> Figure:
             left += widths
         ax.axvline(0.5, color=INK, linewidth=1)
         ax.set_xlim(0, 1)
-        ax.set_title(way)
+        net = next(r for r in rows if r["shown"] == way and r["measure"] == "overall" and r["verdict"] == "A - B")
+        ax.set_title(f"{way} ({net['n']} clients)\noverall: first - second {_interval(net)}")
         ax.grid(visible=False, axis="y")
         ax.set_xlabel("share of battles")
     axes[0].set_yticks(range(len(ratings.COLUMNS)), [report_data.LABELS[m] for m in ratings.COLUMNS])
@@ -133,6 +138,8 @@ def pairs(rows: Sequence[Row], ranking: Sequence[str], title: str) -> Figure:
             i, j = place[row["first"]], place[row["second"]]
             i, j = (i, j) if row.get("shown") == "whole sessions" else (j, i)
             share_NN[i, j], texts[i][j] = row["value"], f"{row['value']:.2f}\nn {row['n']}"
+    if any(row.get("shown") == "whole sessions" for row in rows):
+        title += "\nbelow: stage slices; above: whole sessions"
     return _heat(share_NN, texts, ranking, ranking, title)
 
 

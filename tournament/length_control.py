@@ -7,8 +7,9 @@ mean over the others j of s(theta_i - theta_j): against the whole field, with th
 it is the raw rate of the same model, so that the two differ by the covariates alone (the idea of length-controlled
 AlpacaEval, arXiv 2404.04475, and of style control in Chatbot Arena, for pairwise verdicts). A tie is half a win.
 Every coefficient has the ratings' weak prior: one virtual tie (log-F(1, 1)), which keeps it finite.
-Beta rests on how verdicts move with a feature among the sessions of the same two contestants; where each contestant
-always speaks at one length, length and contestant cannot be told apart, and the intervals say so by their width.
+Beta rests on how verdicts move with a feature among the sessions of one contestant. Where a contestant always speaks at
+one length, length and contestant cannot be told apart, and the prior would share the effect out between them: so a
+feature of whose variance less than 5 % lies within contestants is left out, and the analysis says so.
 Equal length is a way to look at verdicts, not a claim about what caused them.
 Legend: C clients, M battles, P coefficients (contestants, then features), N contestants.
 """
@@ -31,6 +32,7 @@ from tournament.match_tables import Row
 
 WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_]+)*")  # a Chinese character counts as a word
 MARKS = re.compile(r"^\s*(?:[-*•#]|\d+[.)])\s|\*\*", re.MULTILINE)
+WITHIN = 0.05
 LENGTH = ("log words a reply",)
 STYLE = (*LENGTH, "questions a reply", "formatting marks a reply")
 MODELS: dict[str, tuple[str, ...]] = {"nothing (raw)": (), "length": LENGTH, "length, style": STYLE}
@@ -45,14 +47,24 @@ def features(session: Session) -> dict[str, float]:
     return dict(zip(STYLE, (math.log(1 + words), questions, marks), strict=True))
 
 
-def standardised(sessions: Mapping[str, Session], names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Session id -> features, and their names: those that do not vary are left out."""
-    ids = list(sessions)
-    raw_SF = np.array([[features(sessions[i])[f] for f in names] for i in ids]).reshape(len(ids), len(names))
-    spread_F = raw_SF.std(axis=0)
-    kept = spread_F > 1e-9
-    scaled_SF = (raw_SF - raw_SF.mean(axis=0))[:, kept] / spread_F[kept]
-    return dict(zip(ids, scaled_SF, strict=True)), [f for f, k in zip(names, kept, strict=True) if k]
+def standardised(
+    sessions: Mapping[str, Session], names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Session id -> features, and by name the share of each one's variance that lies within contestants.
+
+    Left out: features that do not vary, or hardly within contestants (see WITHIN).
+    """
+    raw_SF = np.array([[features(s)[f] for f in names] for s in sessions.values()]).reshape(len(sessions), len(names))
+    who_S = np.array([s.therapist.name for s in sessions.values()])
+    own_SF = np.zeros_like(raw_SF)
+    for name in set(who_S):
+        own_SF[who_S == name] = raw_SF[who_S == name].mean(axis=0)
+    spread_F = np.maximum(raw_SF.std(axis=0), 1e-9)
+    within_F = ((raw_SF - own_SF) ** 2).mean(axis=0) / spread_F**2
+    kept = within_F >= WITHIN
+    scaled_SF = ((raw_SF - raw_SF.mean(axis=0)) / spread_F)[:, kept]
+    within = {f: round(float(w), 6) for f, w, k in zip(names, within_F, kept, strict=True) if k}
+    return dict(zip(sessions, scaled_SF, strict=True)), within
 
 
 def controlled_win_rates(
@@ -69,7 +81,7 @@ def controlled_win_rates(
     weights_BC = _resamples(len(clients), seed)
     rates, coefficients = [], []
     for model, names in MODELS.items():
-        scaled, kept = standardised(sessions, names)
+        scaled, within = standardised(sessions, names)
         x_MP = _design(battles, scaled, contestants)
         beta_P = fit(x_MP, points_M, np.ones(len(battles)))
         beta_BP = np.array([fit(x_MP, points_M, weights_C[client_M], beta_P) for weights_C in weights_BC])
@@ -79,8 +91,9 @@ def controlled_win_rates(
         ends = _intervals(logit(_field_rates(both[:, :n])))
         for name, row in zip(contestants, expit(ends).T, strict=True):
             rates.append({"model": model, "contestant": name, **_named(row), **count})
-        for name, row in zip(kept, _intervals(both[:, n:]).T, strict=True):
-            coefficients.append({"model": model, "feature": name, **_named(row), **count})
+        for name, row in zip(within, _intervals(both[:, n:]).T, strict=True):
+            of = {"model": model, "feature": name, "variance_within_contestants": within[name]}
+            coefficients.append({**of, **_named(row), **count})
     return rates, coefficients
 
 

@@ -183,7 +183,7 @@ def test_the_information_is_the_curvature_of_the_fit():
 
     def loss(theta: np.ndarray) -> float:
         surprise = np.logaddexp(0, -(theta[:, None] - theta))
-        prior = ratings.PRIOR_TIES / 2 * (np.logaddexp(0, theta) + np.logaddexp(0, -theta)).sum()
+        prior = pairing.PRIOR_TIES / 2 * (np.logaddexp(0, theta) + np.logaddexp(0, -theta)).sum()
         return float((wins_NN * surprise).sum() + prior)
 
     step = 1e-4

@@ -26,13 +26,14 @@ from scipy.special import expit, logit
 
 from psychepass.schema import Battle, Session
 from psychepass.stats import jackknife_half_widths
-from tournament import ratings
 from tournament.judge import POINTS
 from tournament.match_tables import Row
 
 WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_]+)*")  # a Chinese character counts as a word
 MARKS = re.compile(r"^\s*(?:[-*•#]|\d+[.)])\s|\*\*", re.MULTILINE)
 WITHIN = 0.05
+PRIOR_TIES = 1.0  # a coefficient; the weak prior of the ratings
+JACKKNIFE_BELOW, RESAMPLES = 30, 1_000
 LENGTH = ("log words a reply",)
 STYLE = (*LENGTH, "questions a reply", "formatting marks a reply")
 MODELS: dict[str, tuple[str, ...]] = {"nothing (raw)": (), "length": LENGTH, "length, style": STYLE}
@@ -102,15 +103,15 @@ def _named(row: np.ndarray) -> dict[str, float]:
 
 
 def _resamples(n_clients: int, seed: int) -> np.ndarray:
-    if n_clients < ratings.JACKKNIFE_BELOW:
+    if n_clients < JACKKNIFE_BELOW:
         return 1 - np.eye(n_clients)
-    return np.random.default_rng(seed).dirichlet(np.ones(n_clients), size=ratings.RESAMPLES) * n_clients
+    return np.random.default_rng(seed).dirichlet(np.ones(n_clients), size=RESAMPLES) * n_clients
 
 
 def _intervals(both_BK: np.ndarray) -> np.ndarray:
     """[value, low, high] of K statistics from the whole (row 0) and its resamples."""
     value_K, resampled_BK = both_BK[0], both_BK[1:]
-    if len(resampled_BK) < ratings.JACKKNIFE_BELOW:
+    if len(resampled_BK) < JACKKNIFE_BELOW:
         half_K = jackknife_half_widths(resampled_BK)
         return np.stack([value_K, value_K - half_K, value_K + half_K])
     return np.stack([value_K, *np.percentile(resampled_BK, [2.5, 97.5], axis=0)])
@@ -139,7 +140,7 @@ def fit(x_MP: np.ndarray, y_M: np.ndarray, weight_M: np.ndarray, start_P: np.nda
     """
     x = np.vstack([x_MP, np.eye(x_MP.shape[1])])
     y = np.append(y_M, np.full(x_MP.shape[1], 0.5))
-    w = np.append(weight_M, np.full(x_MP.shape[1], ratings.PRIOR_TIES))
+    w = np.append(weight_M, np.full(x_MP.shape[1], PRIOR_TIES))
 
     def loss(beta_P: np.ndarray) -> tuple[float, np.ndarray]:
         d = x @ beta_P

@@ -29,6 +29,7 @@ from tournament import ratings, swiss
 from tournament.swiss import NOBODY, Round, Standings
 
 PairingName = Literal["swiss", "round_robin", "adaptive"]
+PRIOR_TIES = 1.0  # the weak prior of the ratings
 WAVE = 8  # clients that adaptive pairing plans together: later ones learn from their verdicts
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
@@ -98,10 +99,10 @@ def posterior(names: Sequence[str], tables: Mapping[str, Standings]) -> tuple[np
         for a, b, points_a in table.results:
             wins_NN[position[a], position[b]] += points_a
             wins_NN[position[b], position[a]] += 1 - points_a
-    theta_N = ratings.fit(wins_NN[None])[0]
+    theta_N = ratings.fit(wins_NN[None], prior_ties=PRIOR_TIES)[0]
     win_NN = expit(theta_N[:, None] - theta_N[None, :])
     weight_NN = (wins_NN + wins_NN.T) * win_NN * (1 - win_NN)
-    own_N = weight_NN.sum(axis=1) + ratings.PRIOR_TIES * expit(theta_N) * expit(-theta_N)
+    own_N = weight_NN.sum(axis=1) + PRIOR_TIES * expit(theta_N) * expit(-theta_N)
     return theta_N, np.diag(own_N) - weight_NN
 
 

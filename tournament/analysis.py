@@ -196,7 +196,8 @@ def not_in_records(
     dropped = sorted(set(length_control.STYLE) - {row["feature"] for row in coefficients})
     if dropped:
         found["style"] = (
-            f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from who speaks"
+            f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from "
+            "who speaks"
         )
     return found
 

@@ -234,6 +234,7 @@ def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
     folder = config.parent / "analysis"
     found = records.read_json(folder / "analysis.json")
     assert set(found["not_in_records"]) == {"experts", "before_after", "style"}
+    assert {r["shown"] for r in found["tables"]["position_bias"]} == {SLICED, "whole sessions"}
     assert found["ranking"] == list("abcd") and len(found["figures"]) == 8
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in found["figures"])
     designs = {r["design"] for r in found["tables"]["agreement_by_round"]}
@@ -257,7 +258,10 @@ def test_what_the_records_do_not_allow_is_said(tmp_path):
     assert cli.main(["analysis", str(config)]) == 0
     found = records.read_json(tmp_path / "analysis" / "analysis.json")
     missing = found["not_in_records"]
-    assert "no verdicts of experts" in missing["experts"] and "not every pair" in missing["round_robin"]
+    assert (
+        "no verdicts of experts" in missing["experts"]
+        and "not every pair of contestants has a judged match" in missing["round_robin"]
+    )
     assert not found["tables"]["position_bias"] and "no match was judged in both" in missing["position_bias"]
     assert not (tmp_path / "analysis" / "position_bias.csv").exists()
 

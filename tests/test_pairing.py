@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psychepass.errors import UserError
+from tests.benchmarks import pairing as benchmark
 from tests.test_tournament import FakeJudge, field
 from tournament import pairing, ratings, run, swiss
 from tournament.swiss import Round, Standings
@@ -238,3 +239,39 @@ def test_rounds_that_need_rematches_are_refused():
     with pytest.raises(UserError, match="4 rounds of 4 contestants need rematches"):
         run.rounds_played(field(), config)
     assert run.rounds_played(field(), config.model_copy(update={"rounds": 3})) == 3
+
+
+# --- the benchmark's own parts -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [6, 12])
+def test_the_papers_separation_gives_the_papers_win_rates(n):
+    theta_N = benchmark.strengths(n, "table 2")
+    win_NN = 1 / (1 + np.exp(theta_N - theta_N[:, None]))
+    rate_N = (win_NN.sum(axis=1) - 0.5) / (n - 1)
+    published_N = np.array(benchmark.TABLE_2[:: 12 // n])[::-1]
+    assert rate_N == pytest.approx(published_N - published_N.mean() + 0.5, abs=1e-6)
+
+
+def test_simulated_verdicts_are_of_one_match_each():
+    points_CNN = benchmark.verdicts(np.array([0.0, 1.0, 2.0]), 4000, np.random.default_rng(0))
+    off_NN = ~np.eye(3, dtype=bool)
+    assert np.all((points_CNN + points_CNN.swapaxes(1, 2))[:, off_NN] == 1)
+    assert np.mean(points_CNN[:, off_NN] == 0.5) == pytest.approx(benchmark.TIES, abs=0.01)
+    assert points_CNN[:, 2, 0].mean() > points_CNN[:, 1, 0].mean() > 0.5
+
+
+def test_battles_at_a_width_lie_on_the_line_between_rounds():
+    of = benchmark.Curve([100.0, 200.0, 400.0], [80.0, 40.0, 20.0], [])
+    assert [benchmark.battles_at(w, of) for w in (80, 40, 20, 20 * 2**0.5, 10)] == pytest.approx(
+        [100, 200, 400, 400 / 2**0.5, 800]
+    )
+
+
+def test_every_design_reads_the_same_verdicts():
+    points_CNN = benchmark.verdicts(benchmark.strengths(4, 0.6), 10, np.random.default_rng(1))
+    for name in ("swiss", "round_robin", "adaptive"):
+        *_, wins_C1NN = benchmark.play(name, points_CNN, 3, seed=0)
+        played = wins_C1NN[:, 0] + wins_C1NN[:, 0].swapaxes(1, 2) > 0
+        assert np.array_equal(wins_C1NN[:, 0][played], points_CNN[played])
+    assert played.sum() <= 10 * 12 and benchmark.one_field(9, 0) == (0, 1)

@@ -182,13 +182,14 @@ def not_in_records(
         found["before_after"] = f"before and after (Figure 3): {HELDOUT} is not there; stage heldout writes it"
     if not convergence.everybody_met(battles):
         found["round_robin"] = (
-            "convergence against round robin (Figure 4): not every pair of contestants met, so the rounds are compared "
-            "with the run's own last ranking; a run with pairing=round_robin has both"
+            "convergence against round robin (Figure 4): not every pair of contestants has a judged match, so the "
+            "rounds are compared with the run's own last ranking; a run with pairing=round_robin has both"
         )
-    if not tables["position_bias"]:
+    ways = {row["shown"] for row in tables["position_bias"]}
+    if SLICES not in ways:
         why = ORDER_FREE if order_free else "no match was judged in both orders"
         found["position_bias"] = f"position bias and order consistency (Figures 5 and 8): {why}"
-    elif not any(row["shown"] == WHOLE for row in tables["position_bias"]):
+    if WHOLE not in ways and not order_free:
         found["unsliced"] = "position bias before slicing (Figure 5): needs a run whose judge saw whole sessions"
     if not tables["repetition"]:
         why = ORDER_FREE if order_free else "needs a second run of the same judge over the same sessions"

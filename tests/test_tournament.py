@@ -106,7 +106,7 @@ def test_what_is_known_is_not_judged_again():
 def test_a_tournament_and_its_table(tmp_path):
     entered = field(clients=4)
     outcomes = play(entered, FakeJudge(), tmp_path)
-    assert len(outcomes) == 2 * entered.matches()() == 2 * 4 * 2 * 2  # orders, clients, rounds, matches a round
+    assert len(outcomes) == 2 * entered.matches() == 2 * 4 * 2 * 2  # orders, clients, rounds, matches a round
     table = stage.leaderboard(entered, outcomes, FakeJudge().identity, seed=0)
     assert [r["contestant"] for r in table["overall"]] == ["d", "c", "b", "a"]
     assert set(table["dimensions"]) == {d.value for d in Dimension}

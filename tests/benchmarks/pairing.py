@@ -234,11 +234,11 @@ def figures(parts: set[str], quick: bool) -> Iterator[Figure]:
     for n in (6, 12):
         if f"rank{n}" in parts:
             for clients in (16,) if quick else (16, 100):
-                for separation in ("table 2",) if quick else (0.52, 0.55, 0.6, 0.7, "table 2"):
-                    yield from rank(n, separation, clients, simulations=4 if quick else 40)
+                for separation in ("table 2",) if quick else (0.55, 0.6, 0.7, "table 2"):
+                    yield from rank(n, separation, clients, simulations=4 if quick else 24)
         if f"width{n}" in parts and not (quick and n == 12):
-            for separation in ("table 2",) if quick else (0.55, 0.7, "table 2"):
-                simulations = 4 if quick else 192 // n
+            for separation in ("table 2",) if quick else (0.7, "table 2"):
+                simulations = 4 if quick else 144 // n
                 yield from width(n, separation, 16 if quick else 100, simulations)
 
 

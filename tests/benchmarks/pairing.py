@@ -53,11 +53,11 @@ class Figure(NamedTuple):
     n: int
 
 
-def mean(name: str, values: Iterable[float]) -> Figure:
-    """Mean with its 95 % t interval over independent tournaments."""
+def mean(name: str, values: Iterable[float], most: float = np.inf) -> Figure:
+    """Mean with its 95 % t interval over independent tournaments, cut at `most`."""
     x = np.array([v for v in values if np.isfinite(v)])
     half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else float("nan")
-    return Figure(name, float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+    return Figure(name, float(x.mean()), float(x.mean() - half), float(min(most, x.mean() + half)), len(x))
 
 
 def ratio(name: str, values: Iterable[float]) -> Figure:
@@ -169,7 +169,7 @@ def rank(n: int, separation: float | str, clients: int, simulations: int) -> Ite
         found["round robin with truth"].append(kendalltau(all_N, theta_N).statistic)
     where = f"rank: {n} contestants, {clients} clients, separation {separation}"
     for what, taus in found.items():
-        yield mean(f"{where}: tau of {what}", taus)
+        yield mean(f"{where}: tau of {what}", taus, most=1)
     yield Figure(f"{where}: battles of swiss over round robin's", *[swiss_share(n)] * 3, 1)
 
 
@@ -225,7 +225,7 @@ def width(n: int, separation: float | str, clients: int, simulations: int) -> It
         rows_SN3 = np.array([c.rows_RN[own - 1] for c in curves])
         centre_N = rows_SN3[:, :, 0].mean(axis=0)
         held_S = ((rows_SN3[:, :, 1] <= centre_N) & (centre_N <= rows_SN3[:, :, 2])).mean(axis=1)
-        yield mean(f"{where}: {name}, share of intervals that hold the mean rating", held_S)
+        yield mean(f"{where}: {name}, share of intervals that hold the mean rating", held_S, most=1)
 
 
 def figures(parts: set[str], quick: bool) -> Iterator[Figure]:

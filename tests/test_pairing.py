@@ -158,60 +158,94 @@ def test_adaptive_plans_each_at_most_once_and_no_rematch(n, clients, seed):
             record(tables[client], of_client, rng)
 
 
+def spd(rng: np.random.Generator, n: int) -> np.ndarray:
+    root_NN = rng.normal(size=(n, n))
+    return root_NN @ root_NN.T + np.eye(n)
+
+
+def laplacian(edges: list[tuple[int, int, float]], n: int) -> np.ndarray:
+    e_EN = np.array([np.eye(n)[i] - np.eye(n)[j] for i, j, _ in edges])
+    return (e_EN * np.array([w for *_, w in edges])[:, None]).T @ e_EN
+
+
 def test_the_gain_is_the_expected_drop_of_the_variances():
-    """The closed form against two inverses, the weight against a large sample."""
+    """The closed form against what the client tells before and after, inverted; the weight against a large sample."""
     rng = np.random.default_rng(0)
-    root_NN = rng.normal(size=(4, 4))
-    information_NN, theta_N = root_NN @ root_NN.T + np.eye(4), rng.normal(size=4)
-    gain_NN, weight_NN = pairing.gains(theta_N, information_NN)
-    covariance_NN = np.linalg.inv(information_NN)
-    e_N = np.array([1.0, 0, -1, 0])
-    after_NN = np.linalg.inv(information_NN + weight_NN[0, 2] * np.outer(e_N, e_N))
-    assert gain_NN[0, 2] == pytest.approx(np.trace(covariance_NN) - np.trace(after_NN))
-    d_S = rng.normal(theta_N[0] - theta_N[2], np.sqrt(e_N @ covariance_NN @ e_N), size=200_000)
+    others_NN, own_NN = spd(rng, 4), laplacian([(0, 1, 0.2), (2, 3, 0.25)], 4)
+    strength_N = rng.normal(size=4)
+    gain_NN, weight_NN = pairing.gains(strength_N, others_NN, own_NN)
+    more_NN = own_NN + laplacian([(0, 2, weight_NN[0, 2])], 4)
+    before_NN, after_NN = (np.linalg.inv(others_NN + pairing.told(own)) for own in (own_NN, more_NN))
+    assert gain_NN[0, 2] == pytest.approx(np.trace(before_NN) - np.trace(after_NN))
+    assert gain_NN == pytest.approx(gain_NN.T)
+    # d = theta_0 + u_0 - theta_2 - u_2: u given theta is Normal(-(own + 1/s²)^-1 own theta, (own + 1/s²)^-1)
+    slack_NN = np.linalg.inv(own_NN + np.eye(4) / pairing.CLIENT_SPREAD**2)
+    theta_SN = rng.multivariate_normal(np.zeros(4), before_NN, size=200_000)
+    u_SN = rng.multivariate_normal(np.zeros(4), slack_NN, size=200_000) - theta_SN @ (slack_NN @ own_NN).T
+    d_S = (strength_N + theta_SN + u_SN) @ np.array([1.0, 0, -1, 0])
     win_S = 1 / (1 + np.exp(-d_S))
-    assert weight_NN[0, 2] == pytest.approx(np.mean(win_S * (1 - win_S)), abs=1e-3)
+    assert weight_NN[0, 2] == pytest.approx(np.mean(win_S * (1 - win_S)), abs=2e-3)
 
 
-def test_the_information_is_the_curvature_of_the_fit():
-    """H e against the change of the gradient: fitted wins move by H times a small change of theta."""
-    table = Standings.of("abc")
-    for a, b, points in [("a", "b", 1), ("a", "b", 0), ("b", "c", 1), ("c", "b", 0.5), ("a", "c", 1)]:
-        table.record(a, b, points)
-    theta_N, information_NN = pairing.posterior(list("abc"), {"c": table})
+def test_a_client_tells_less_than_its_verdicts_would_alone():
+    own_NN = laplacian([(0, 1, 0.25), (1, 2, 0.25)], 3)
+    told_NN = pairing.told(own_NN)
+    assert np.linalg.eigvalsh(own_NN - told_NN).min() > -1e-12  # no direction gains by the client's effects
+    many_NN = pairing.told(1e6 * own_NN)  # and however many verdicts, one client is one draw of its effects
+    e_N = np.array([1.0, -1, 0])
+    assert e_N @ np.linalg.pinv(many_NN) @ e_N == pytest.approx(2 * pairing.CLIENT_SPREAD**2, rel=1e-3)
+
+
+def test_the_posterior_is_the_mode():
+    tables = {"c": Standings.of("abc"), "d": Standings.of("abc")}
+    for a, b, points in [("a", "b", 1.0), ("a", "b", 0.0), ("b", "c", 1.0), ("c", "b", 0.5), ("a", "c", 1.0)]:
+        tables["c"].record(a, b, points)
+    theta_N, effect_CN, own_CNN = pairing.posterior(list("abc"), list(tables.values()))
     wins_NN = np.array([[0, 1, 1], [1, 0, 1.5], [0, 0.5, 0]])
     assert theta_N == pytest.approx(ratings.fit(wins_NN[None])[0])
+    assert np.all(effect_CN[1] == 0) and np.all(own_CNN[1] == 0)  # nothing was judged with this client
 
-    def loss(theta: np.ndarray) -> float:
-        surprise = np.logaddexp(0, -(theta[:, None] - theta))
-        prior = pairing.PRIOR_TIES / 2 * (np.logaddexp(0, theta) + np.logaddexp(0, -theta)).sum()
-        return float((wins_NN * surprise).sum() + prior)
+    def loss(u_N: np.ndarray) -> float:
+        strength_N = theta_N + u_N
+        surprise = np.logaddexp(0, -(strength_N[:, None] - strength_N))
+        return float((wins_NN * surprise).sum() + (u_N**2).sum() / (2 * pairing.CLIENT_SPREAD**2))
 
     step = 1e-4
     for i, j in [(0, 0), (0, 1), (1, 2)]:
         e_i, e_j = np.eye(3)[i] * step, np.eye(3)[j] * step
-        corners = loss(theta_N + e_i + e_j) - loss(theta_N + e_i - e_j) - loss(theta_N - e_i + e_j)
-        second = (corners + loss(theta_N - e_i - e_j)) / (4 * step**2)
-        assert information_NN[i, j] == pytest.approx(second, abs=1e-4)
+        assert loss(effect_CN[0] + e_i) > loss(effect_CN[0]) < loss(effect_CN[0] - e_i)
+        corners = loss(effect_CN[0] + e_i + e_j) - loss(effect_CN[0] + e_i - e_j) - loss(effect_CN[0] - e_i + e_j)
+        second = (corners + loss(effect_CN[0] - e_i - e_j)) / (4 * step**2)
+        prior = (i == j) / pairing.CLIENT_SPREAD**2
+        assert own_CNN[0][i, j] == pytest.approx(second - prior, abs=1e-4)
 
 
 def test_adaptive_asks_what_is_not_known_yet():
-    """a and b have met with many clients, c with nobody: c plays. Then near against far: the near match."""
-    tables = {f"c{i}": Standings.of("abc") for i in range(12)}
+    """a and b have met with many clients, c with nobody: c plays."""
+    tables = {f"c{i:02d}": Standings.of("abc") for i in range(12)}
     for i, table in enumerate(list(tables.values())[:-1]):
         table.record("a", "b", i % 2)
     planned = pairing.next_round("adaptive", tables, ["c11"], 0, 1)["c11"]
     assert "c" in planned.pairs[0] and planned.bye in {"a", "b"}
+
+
+def test_adaptive_pairs_by_what_happened_with_this_client(monkeypatch):
+    """All four are even over clients, but with this one a and b won and c and d lost: like plays like."""
     tables = {f"c{i:02d}": Standings.of("abcd") for i in range(41)}
-    for i, table in enumerate(list(tables.values())[:-1]):  # a and b even, c and d even, a and b far above c and d
-        for a, b, points in [("a", "b", i % 2), ("c", "d", i % 2), ("a", "c", i > 1), ("b", "d", i > 1)]:
-            table.record(a, b, float(points))
-    gain_NN, _ = pairing.gains(*pairing.posterior(list("abcd"), tables))
-    near, far = gain_NN[0, 1], gain_NN[0, 2]
-    assert near == pytest.approx(gain_NN[2, 3], rel=1e-6) and abs(near - far) > 0.01 * near
-    better = {"ab", "cd"} if near > far else {"ac", "bd", "ad", "bc"}
-    first = pairing.next_round("adaptive", tables, ["c40"], 0, 1)["c40"].pairs
-    assert {"".join(sorted(p)) for p in first} <= better
+    for client, table in tables.items():
+        for a, b in combinations("abcd", 2):
+            if client < "c39":
+                table.record(a, b, 0.5)
+            elif a + b in ("ac", "bd"):
+                table.record(a, b, float(client == "c40"))
+
+    def share_of_like_with_like() -> float:
+        rounds = [pairing.next_round("adaptive", tables, ["c40"], seed, 2)["c40"].pairs for seed in range(20)]
+        return float(np.mean([{frozenset(p) for p in r} == {frozenset("ab"), frozenset("cd")} for r in rounds]))
+
+    assert share_of_like_with_like() == 1
+    monkeypatch.setattr(pairing, "CLIENT_SPREAD", 1e-4)  # without effects only lots tell the pairs apart
+    assert 0 < share_of_like_with_like() < 1
 
 
 def test_a_match_that_could_not_be_judged_tells_nothing():

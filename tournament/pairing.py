@@ -5,16 +5,17 @@ from what all clients' contestants have done so far. Both are pure functions, so
 in any order, or all at once, and a run that was killed plans the same again.
 
 Adaptive: the most informative match is the one whose verdict is expected to narrow the ratings' intervals most, i.e.
-to lower the sum of the ratings' posterior variances (A-optimal design). By Laplace's approximation at the
-Bradley-Terry maximum over all matches so far (ratings.fit, its weak prior included) that gain is
+to lower the sum of the ratings' posterior variances (A-optimal design). The model is the intervals' own: verdicts of
+one client depend on each other. With client c contestant i has the strength theta_i + u_ci, u_ci ~ Normal(0, 0.7²)
+(CLIENT_SPREAD, assumed). By Laplace's approximation at the Bradley-Terry maximum over all matches so far
+(ratings.fit, its weak prior included) and at the mode of the client's u, the gain of a match of client c is
 
-    w |S e|² / (1 + w e' S e),    e = e_i - e_j,  S the inverse of the information matrix H,
+    w |A e|² / (1 + w v),    e = e_i - e_j,  a = (e, e),  A e = the theta part of K a,  v = a' K a,
 
-with w = E s(d) s(-d), s the logistic function and d ~ Normal(theta_i - theta_j, e' S e), the expected information of
-one verdict about the difference. So it grows where ratings are uncertain and shrinks where the outcome is foreseen.
-Client by client the match with the largest gain is planned, each contestant at most once a round, never a rematch
-within a client, and counted in H at once (H + w e e'), so that later matches look elsewhere.
-Verdicts of one client are taken as independent here; the ratings' intervals do not take them so.
+K the covariance of (theta, u_c) and w = E s(d) s(-d) its expected information, s the logistic function and
+d ~ Normal(theta_i + u_ci - theta_j - u_cj, v). So it grows where ratings are uncertain, and shrinks where the outcome
+with this client is foreseen or the client has told its part. Client by client the match with the largest gain is
+planned, each contestant at most once a round and never a rematch within a client, and counted at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tournament.swiss import NOBODY, Round, Standings
 
 PairingName = Literal["swiss", "round_robin", "adaptive"]
 PRIOR_TIES = 1.0  # the weak prior of the ratings
+CLIENT_SPREAD = 0.7  # standard deviation of a client's effect on a contestant, natural scale
 WAVE = 8  # clients that adaptive pairing plans together: later ones learn from their verdicts
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
@@ -83,35 +85,60 @@ def circle(standings: Standings, seed: int, client: str, round: int) -> Round:
 
 def _adaptive(tables: Mapping[str, Standings], clients: Sequence[str], seed: int, round: int) -> dict[str, Round]:
     names = sorted({name for table in tables.values() for name in table.points})
-    theta_N, information_NN = posterior(names, tables)
+    order = {client: c for c, client in enumerate(tables)}
+    theta_N, effect_CN, own_CNN = posterior(names, list(tables.values()))
+    prior_N = PRIOR_TIES * expit(theta_N) * expit(-theta_N)
+    told_NN = np.diag(prior_N) + told(own_CNN).sum(axis=0)
     planned = {}
     for client in clients:
-        draw = swiss.lots(seed, client, round)
-        planned[client], information_NN = _most_informative(names, theta_N, information_NN, tables[client], draw)
+        own_NN = own_CNN[order[client]]
+        others_NN = told_NN - told(own_NN)
+        strength_N, draw = theta_N + effect_CN[order[client]], swiss.lots(seed, client, round)
+        planned[client], own_NN = _most_informative(names, strength_N, others_NN, own_NN, tables[client], draw)
+        told_NN = others_NN + told(own_NN)
     return planned
 
 
-def posterior(names: Sequence[str], tables: Mapping[str, Standings]) -> tuple[np.ndarray, np.ndarray]:
-    """theta_N at the Bradley-Terry maximum with its weak prior, and the information matrix_NN there."""
+def posterior(names: Sequence[str], tables: Sequence[Standings]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """theta_N at the Bradley-Terry maximum with its weak prior; effect_CN, the mode of each client's u given theta;
+    and own_CNN, the information about theta + u_c in each client's verdicts."""
     position = {name: i for i, name in enumerate(names)}
-    wins_NN = np.zeros((len(names), len(names)))
-    for table in tables.values():
+    wins_CNN = np.zeros((len(tables), len(names), len(names)))
+    for wins_NN, table in zip(wins_CNN, tables, strict=True):
         for a, b, points_a in table.results:
             wins_NN[position[a], position[b]] += points_a
             wins_NN[position[b], position[a]] += 1 - points_a
-    theta_N = ratings.fit(wins_NN[None], prior_ties=PRIOR_TIES)[0]
-    win_NN = expit(theta_N[:, None] - theta_N[None, :])
-    weight_NN = (wins_NN + wins_NN.T) * win_NN * (1 - win_NN)
-    own_N = weight_NN.sum(axis=1) + PRIOR_TIES * expit(theta_N) * expit(-theta_N)
-    return theta_N, np.diag(own_N) - weight_NN
+    theta_N = ratings.fit(wins_CNN.sum(axis=0)[None], prior_ties=PRIOR_TIES)[0]
+    counts_CNN = wins_CNN + wins_CNN.swapaxes(1, 2)
+    effect_CN = np.zeros(wins_CNN.shape[:2])
+    for _ in range(50):
+        strength_CN = theta_N + effect_CN
+        win_CNN = expit(strength_CN[:, :, None] - strength_CN[:, None, :])
+        weight_CNN = counts_CNN * win_CNN * (1 - win_CNN)
+        own_CNN = np.eye(len(names)) * weight_CNN.sum(axis=2)[:, :, None] - weight_CNN
+        gradient_CN = (counts_CNN * win_CNN - wins_CNN).sum(axis=2) + effect_CN / CLIENT_SPREAD**2
+        step_CN = np.linalg.solve(own_CNN + np.eye(len(names)) / CLIENT_SPREAD**2, gradient_CN[..., None])[..., 0]
+        effect_CN = effect_CN - step_CN
+        if np.abs(step_CN).max() < 1e-9:
+            return theta_N, effect_CN, own_CNN
+    raise RuntimeError(f"client effects did not converge: last step {np.abs(step_CN).max():.3g}")
 
 
-def gains(theta_N: np.ndarray, information_NN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """gain_NN, by how much each match is expected to lower the sum of the variances of theta, and its weight_NN w."""
-    covariance_NN = np.linalg.inv(information_NN)
-    variance_NN = _squared_distance(covariance_NN)
-    reach_NN = _squared_distance(covariance_NN @ covariance_NN)
-    draws_NNQ = (theta_N[:, None] - theta_N)[..., None] + np.sqrt(variance_NN)[..., None] * NODES
+def told(own_NN: np.ndarray) -> np.ndarray:
+    """What a client's verdicts tell about theta: own - own (own + I/spread²)^-1 own, its effect integrated out."""
+    return own_NN - own_NN @ np.linalg.solve(own_NN + np.eye(own_NN.shape[-1]) / CLIENT_SPREAD**2, own_NN)
+
+
+def gains(strength_N: np.ndarray, others_NN: np.ndarray, own_NN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """gain_NN, by how much each match of a client is expected to lower the sum of the variances of theta, and its
+    weight_NN w. `others_NN` is what all but this client tell about theta, `own_NN` the information in its verdicts."""
+    n = len(strength_N)
+    precision = np.block([[others_NN + own_NN, own_NN], [own_NN, own_NN + np.eye(n) / CLIENT_SPREAD**2]])
+    covariance = np.linalg.inv(precision)
+    moves_NN = covariance[:n, :n] + covariance[:n, n:]
+    variance_NN = _squared_distance(moves_NN + covariance[n:, :n] + covariance[n:, n:])
+    reach_NN = _squared_distance(moves_NN.T @ moves_NN)
+    draws_NNQ = (strength_N[:, None] - strength_N)[..., None] + np.sqrt(variance_NN)[..., None] * NODES
     weight_NN = (expit(draws_NNQ) * expit(-draws_NNQ)) @ (NODE_WEIGHTS / NODE_WEIGHTS.sum())
     return weight_NN * reach_NN / (1 + weight_NN * variance_NN), weight_NN
 
@@ -123,9 +150,14 @@ def _squared_distance(matrix_NN: np.ndarray) -> np.ndarray:
 
 
 def _most_informative(
-    names: Sequence[str], theta_N: np.ndarray, information_NN: np.ndarray, table: Standings, draw: Callable[..., int]
+    names: Sequence[str],
+    strength_N: np.ndarray,
+    others_NN: np.ndarray,
+    own_NN: np.ndarray,
+    table: Standings,
+    draw: Callable[..., int],
 ) -> tuple[Round, np.ndarray]:
-    """One client's round, and the information matrix with its matches counted. Equal gains are drawn by lot."""
+    """One client's round, and its information with these matches counted. Equal gains are drawn by lot."""
     free = set(table.points)
     pairs: list[tuple[str, str]] = []
     while True:
@@ -137,11 +169,11 @@ def _most_informative(
         ]
         if not open_pairs:
             break
-        gain_NN, weight_NN = gains(theta_N, information_NN)
+        gain_NN, weight_NN = gains(strength_N, others_NN, own_NN)
         gain_NN = np.round(gain_NN / gain_NN.max(), 9)
         i, j, _ = max(open_pairs, key=lambda pair: (gain_NN[pair[0], pair[1]], pair[2]))
         pairs.append(swiss.presented(names[i], names[j], draw))
         free -= {names[i], names[j]}
         e_N = np.eye(len(names))[i] - np.eye(len(names))[j]
-        information_NN = information_NN + weight_NN[i, j] * np.outer(e_N, e_N)
-    return Round(tuple(sorted(pairs)), free.pop() if len(free) == 1 else None), information_NN
+        own_NN = own_NN + weight_NN[i, j] * np.outer(e_N, e_N)
+    return Round(tuple(sorted(pairs)), free.pop() if len(free) == 1 else None), own_NN

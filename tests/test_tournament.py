@@ -61,8 +61,7 @@ def field(clients: int = 3, contestants: str = "abcd") -> stage.Field:
 
 def play(entered: stage.Field, judge: FakeJudge, folder: Path) -> list[Outcome]:
     with stage.Journal(folder, judge.identity) as journal:
-        for client in entered.sessions:
-            stage.play_client(entered, client, judge, 0, journal)
+        stage.play(entered, judge, 0, journal)
         return journal.outcomes()
 
 
@@ -107,7 +106,7 @@ def test_what_is_known_is_not_judged_again():
 def test_a_tournament_and_its_table(tmp_path):
     entered = field(clients=4)
     outcomes = play(entered, FakeJudge(), tmp_path)
-    assert len(outcomes) == 2 * entered.matches == 2 * 4 * 2 * 2  # orders, clients, rounds, matches a round
+    assert len(outcomes) == 2 * entered.matches() == 2 * 4 * 2 * 2  # orders, clients, rounds, matches a round
     table = stage.leaderboard(entered, outcomes, FakeJudge().identity, seed=0)
     assert [r["contestant"] for r in table["overall"]] == ["d", "c", "b", "a"]
     assert set(table["dimensions"]) == {d.value for d in Dimension}
@@ -175,7 +174,7 @@ def test_a_contestant_sits_out_where_its_session_failed(tmp_path):
     outcomes = play(entered, FakeJudge(order_free=True), tmp_path)
     met = Counter(name for o in outcomes if isinstance(o, Battle) and o.profile_id == "client-2"
                   for name in (o.contestant_a, o.contestant_b))  # fmt: skip
-    assert set(met) == {"a", "b", "c"} and len(outcomes) == entered.matches == 2 * 4 + 2
+    assert set(met) == {"a", "b", "c"} and len(outcomes) == entered.matches() == 2 * 4 + 2
     table = stage.leaderboard(entered, outcomes, FakeJudge(order_free=True).identity, seed=0)
     assert table["sat_out"] == 1 and {r["contestant"] for r in table["overall"]} == set("abcd")
     failure = Failure(stage="simulate", subject="one", reason="empty reply, twice", detail="")

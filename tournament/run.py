@@ -1,4 +1,4 @@
-"""Stage `tournament`: sessions of train and test clients meet in Swiss rounds; battles become ratings.
+"""Stage `tournament`: sessions of train and test clients meet, by default in Swiss rounds; battles become ratings.
 
 Reads sessions.jsonl and scripts.jsonl. Writes judge.json (the judge and its shadow, calibrated on dev clients and
 frozen before any battle), battles.jsonl, failures.jsonl if a judgement failed, and ratings.json.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import Field as Bounded
 from tqdm import tqdm
 
 from psychepass import records
@@ -20,23 +21,27 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import stage_run
 from psychepass.schema import Battle, Dimension, Failure, JudgeIdentity, Script, Session
-from tournament import ratings, swiss
+from tournament import pairing, ratings
 from tournament.bradley_terry import PRIOR_TIES
 from tournament.judge import Judge, Outcome, match, points_of, subject
 from tournament.lexicon import LexiconName
+from tournament.pairing import PairingName
 from tournament.prediction import calibration
 from tournament.reference_judge import ReferenceJudge, calibrate
+from tournament.swiss import Round, Standings
 
 RATED_SPLITS = ("train", "test")
 
 
 class TournamentConfig(StageConfig):
     """`base` and `base_repeat` are contestants of the same model and prompt that differ in seed alone: what the
-    judge finds between them on dev clients is noise, and sets its tie thresholds. `ties` in the ratings: half a win
-    for each, or Davidson's model."""
+    judge finds between them on dev clients is noise, and sets its tie thresholds. `rounds` a client: null is the
+    pairing's own number. `ties` in the ratings: half a win for each, or Davidson's model."""
 
     base: str
     base_repeat: str
+    pairing: PairingName = "swiss"
+    rounds: int | None = Bounded(default=None, ge=1)
     ties: ratings.Ties = "half"
 
 
@@ -51,10 +56,9 @@ class Field:
     sessions: dict[str, dict[str, Session]]
     scripts: dict[str, Script]
 
-    @property
-    def matches(self) -> int:
-        fields = [len(of_client) for of_client in self.sessions.values()]
-        return sum(swiss.rounds_for(n) * (n // 2) for n in fields)
+    def matches(self, name: PairingName = "swiss", rounds: int | None = None) -> int:
+        """At most so many: see pairing.matches_of."""
+        return sum(pairing.matches_of(name, len(of_client), rounds) for of_client in self.sessions.values())
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -66,15 +70,16 @@ def main(config_path: str, overrides: list[str]) -> None:
     scripts = {s.id: s for s in records.read(inputs[1], Script)}
     lost = failed_sessions(folder)
     entered, pairs = enter(sessions, scripts, lost), dev_pairs(sessions, config.base, config.base_repeat, lost)
+    rounds = rounds_played(entered, config)
     with stage_run("tournament", config, inputs) as run:
         if run.done:
             return
         judge = frozen_judge(folder / "judge.json", pairs, scripts)
         with Journal(folder, judge.identity) as journal:
-            for client in tqdm(entered.sessions, desc=f"clients, {entered.matches} matches", unit="client"):
-                play_client(entered, client, judge, config.seed, journal)
+            play(entered, judge, config.seed, journal, config.pairing, config.rounds)
             outcomes = journal.outcomes()
         table = leaderboard(entered, outcomes, judge.identity, config.seed, config.ties)
+        table |= {"pairing": config.pairing, "rounds": rounds}
         records.write_json(folder / "ratings.json", table)
         run.note(**{k: table[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
@@ -235,20 +240,52 @@ def _subject(outcome: Outcome) -> str:
     return outcome.subject if isinstance(outcome, Failure) else subject(outcome.session_a, outcome.session_b)
 
 
-def play_client(entered: Field, client: str, judge: Judge, seed: int, journal: Journal) -> None:
-    """All rounds of one client's tournament. A match that could not be judged counts as a bye for pairing."""
+def rounds_played(entered: Field, config: TournamentConfig) -> int:
+    """Rounds of a client with all contestants.
+
+    Raises:
+        UserError: more rounds are asked for than there are without a rematch.
+    """
+    n = len(entered.contestants)
+    if config.rounds and config.rounds > pairing.most_rounds(n):
+        raise UserError(
+            f"rounds: {config.rounds} rounds of {n} contestants need rematches, and two sessions are compared once; "
+            f"permitted: 1 to {pairing.most_rounds(n)}, or null"
+        )
+    return pairing.rounds_of(config.pairing, n, config.rounds)
+
+
+def play(
+    entered: Field,
+    judge: Judge,
+    seed: int,
+    journal: Journal,
+    name: PairingName = "swiss",
+    rounds: int | None = None,
+) -> None:
+    """All rounds of all clients, round by round. A match that could not be judged counts as a bye for pairing."""
+    tables = {client: Standings.of(of_client) for client, of_client in entered.sessions.items()}
+    last = {c: pairing.rounds_of(name, len(table.points), rounds) for c, table in tables.items()}
+    with tqdm(total=entered.matches(name, rounds), desc="matches", unit="match") as bar:
+        for round in range(1, max(last.values()) + 1):
+            for wave in pairing.waves(name, [c for c in tables if round <= last[c]]):
+                for client, paired in pairing.next_round(name, tables, wave, seed, round).items():
+                    play_round(entered, client, paired, tables[client], judge, round, journal)
+                    bar.update(len(paired.pairs))
+
+
+def play_round(
+    entered: Field, client: str, paired: Round, standings: Standings, judge: Judge, round: int, journal: Journal
+) -> None:
+    """The matches of one client's round: judged, written, and entered in its standings."""
     sessions = entered.sessions[client]
-    standings = swiss.Standings.of(tuple(c for c in entered.contestants if c in sessions))
-    for round in range(1, swiss.rounds_for(len(sessions)) + 1):
-        paired = swiss.pair(standings, seed, client, round)
-        for a, b in paired.pairs:
-            script = entered.scripts[sessions[a].script_id]
-            outcomes = match(judge, sessions[a], sessions[b], script, round, journal.known)
-            journal.append(outcomes)
-            points = points_of(sessions[a].id, outcomes)
-            standings.record(a, b, swiss.BYE_POINTS if points is None else points)
-        if paired.bye:
-            standings.record_bye(paired.bye)
+    for a, b in paired.pairs:
+        script = entered.scripts[sessions[a].script_id]
+        outcomes = match(judge, sessions[a], sessions[b], script, round, journal.known)
+        journal.append(outcomes)
+        standings.record(a, b, points_of(sessions[a].id, outcomes))
+    if paired.bye:
+        standings.record_bye(paired.bye)
 
 
 def leaderboard(
@@ -280,7 +317,6 @@ def leaderboard(
         "n_battles": len(battles),
         "n_contestants": len(entered.contestants),
         "sat_out": sum(len(entered.contestants) - len(of_client) for of_client in entered.sessions.values()),
-        "rounds": swiss.rounds_for(len(entered.contestants)),
         "failures": {"n": failures, "share": round(failures / len(outcomes), 6)},
         "tie_rate": tie_rates.pop("overall"),
         "tie_rates": tie_rates,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -29,19 +29,26 @@ NOBODY = ""
 
 @dataclass
 class Standings:
-    """What the contestants of one client have done so far. `points` are in [0, rounds played]."""
+    """What the contestants of one client have done so far. `points` are in [0, rounds played]; `results` are the
+    judged matches as (a, b, points of a)."""
 
     points: dict[str, float]
     met: Counter[frozenset[str]] = field(default_factory=Counter)
     byes: Counter[str] = field(default_factory=Counter)
+    results: list[tuple[str, str, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, contestants: Iterable[str]) -> Standings:
         return cls(dict.fromkeys(sorted(contestants), 0.0))
 
-    def record(self, a: str, b: str, points_a: float) -> None:
-        """A match, whose one point was shared points_a : 1 - points_a."""
+    def record(self, a: str, b: str, points_a: float | None) -> None:
+        """A match, whose one point was shared points_a : 1 - points_a. None: it could not be judged; the two have
+        met, with half a point each for pairing, and there is no result."""
         self.met[frozenset((a, b))] += 1
+        if points_a is None:
+            points_a = BYE_POINTS
+        else:
+            self.results.append((a, b, points_a))
         self.points[a] += points_a
         self.points[b] += 1 - points_a
 
@@ -67,13 +74,25 @@ def rounds_for(contestants: int) -> int:
     return math.ceil(math.log2(contestants))
 
 
-def pair(standings: Standings, seed: int, client: str, round: int) -> Round:
-    """The next round of one client's tournament; same standings, seed, client and round give the same pairs."""
+def lots(seed: int, client: str, round: int) -> Callable[..., int]:
+    """Lots that depend on seed, client, round and the names drawn for, never on the order of the input."""
 
     def draw(*names: str) -> int:
         text = "\x1f".join((str(seed), client, str(round), *names))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
+    return draw
+
+
+def presented(a: str, b: str, draw: Callable[..., int]) -> tuple[str, str]:
+    """The two in the order in which they are shown, by lot."""
+    a, b = sorted((a, b))
+    return (a, b) if draw(a, b, "first") % 2 else (b, a)
+
+
+def pair(standings: Standings, seed: int, client: str, round: int) -> Round:
+    """The next round of one client's tournament; same standings, seed, client and round give the same pairs."""
+    draw = lots(seed, client, round)
     names = sorted(standings.points)
     players = [*names, NOBODY] if len(names) % 2 else names
     graph = nx.Graph()
@@ -85,7 +104,7 @@ def pair(standings: Standings, seed: int, client: str, round: int) -> Round:
     matching = cast("Iterable[tuple[Any, Any]]", nx.min_weight_matching(graph))
     pairs = sorted(tuple(sorted(edge)) for edge in matching)
     bye = next((b for a, b in pairs if a == NOBODY), None)
-    return Round(tuple((a, b) if draw(a, b, "first") % 2 else (b, a) for a, b in pairs if a != NOBODY), bye)
+    return Round(tuple(presented(a, b, draw) for a, b in pairs if a != NOBODY), bye)
 
 
 class _Weights:

@@ -1,0 +1,285 @@
+"""Stage `analysis`: its tables on battles made by hand, its controls on verdicts drawn by rule, and the stage whole."""
+
+from __future__ import annotations
+
+import csv
+import random
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psychepass import cli, records
+from psychepass.schema import Battle, Dimension, JudgeIdentity, Session, Verdict, Winner
+from tests.handmade import session_of, short_script
+from tournament import convergence, length_control, match_tables, ratings, run
+
+JUDGE = JudgeIdentity(name="fake", model="fake", rubric_version="1")
+SLICED = "stage slices"
+
+
+def battle(
+    client: str, a: str, b: str, overall: Winner, round: int = 1, judge: JudgeIdentity = JUDGE, **of: Winner
+) -> Battle:
+    """Sessions are named client-contestant; dimensions follow the overall verdict but for those named."""
+    return Battle(
+        profile_id=client,
+        split="train",
+        round=round,
+        session_a=f"{client}-{a}",
+        session_b=f"{client}-{b}",
+        contestant_a=a,
+        contestant_b=b,
+        judge=judge,
+        verdicts={d: Verdict(winner=of.get(d.value, overall)) for d in Dimension},
+        overall=Verdict(winner=overall),
+    )
+
+
+def one(rows: list[dict], **keys: object) -> dict:
+    found = [r for r in rows if all(r[k] == v for k, v in keys.items())]
+    assert len(found) == 1, (keys, found)
+    return found[0]
+
+
+def test_position_bias_by_hand():
+    # client 1: the first side wins both orders; client 2: x wins both, so each side once; client 3: one order only
+    battles = [battle("1", "x", "y", "A"), battle("1", "y", "x", "A"), battle("2", "x", "y", "A"),
+               battle("2", "y", "x", "B"), battle("3", "x", "y", "A")]  # fmt: skip
+    matches = match_tables.both_orders(battles)
+    assert len(matches) == 2
+    rows = match_tables.position_bias(matches)
+    first, second = (one(rows, measure="overall", verdict=v) for v in "AB")
+    assert (first["value"], second["value"]) == (0.75, 0.25) and first["n"] == 2 and first["battles"] == 4
+    net = one(rows, measure="overall", verdict="A - B")
+    assert net["value"] == 0.5 and -1 <= net["low"] <= 0 < net["high"] <= 1
+    assert one(match_tables.position_bias(matches[1:]), measure="crisis", verdict="A - B")["value"] == 0
+
+
+def test_order_consistency_by_hand():
+    battles = [battle("1", "x", "y", "A"), battle("1", "y", "x", "A"), battle("1", "x", "z", "A", memory="tie"),
+               battle("1", "z", "x", "B"), battle("2", "y", "x", "tie"), battle("2", "x", "y", "tie")]  # fmt: skip
+    rows = match_tables.order_consistency(match_tables.both_orders(battles), ["x", "y", "z"])
+    assert one(rows, of="measure", measure="overall")["value"] == pytest.approx(2 / 3)
+    assert one(rows, of="measure", measure="memory")["value"] == pytest.approx(1 / 3)
+    assert one(rows, of="pair", first="x", second="y") | {"low": 0, "high": 0} == {
+        "of": "pair", "measure": "overall", "first": "x", "second": "y", "value": 0.5, "low": 0, "high": 0, "n": 2,
+        "battles": 2,
+    }  # fmt: skip
+    assert one(rows, of="pair", first="x", second="z")["value"] == 1
+
+
+def test_one_sided_by_hand():
+    battles = [battle("1", "x", "z", "A"), battle("2", "z", "x", "B"), battle("1", "x", "y", "A", ethics="tie"),
+               battle("1", "y", "z", "tie")]  # fmt: skip
+    rows = match_tables.one_sided(battles, ["x", "y", "z"])
+    assert one(rows, of="all")["value"] == 0.5
+    assert one(rows, of="distance", distance=1)["value"] == 0 and one(rows, of="distance", distance=2)["value"] == 1
+    assert one(rows, of="pair", first="x", second="z")["n"] == 2
+
+
+def test_repetition_counts_the_same_presentation_alone():
+    battles = [battle("1", "x", "y", "A"), battle("1", "y", "x", "B"), battle("2", "x", "y", "A")]
+    again = [battle("1", "x", "y", "A", skill="B"), battle("1", "y", "x", "A"), battle("3", "x", "y", "A")]
+    rows = match_tables.repetition(battles, again)
+    assert one(rows, measure="overall")["value"] == 0.5 and one(rows, measure="overall")["battles"] == 2
+    assert one(rows, measure="skill")["value"] == 0
+
+
+def test_without_battles_a_row_is_empty_not_zero():
+    assert match_tables.share_row([], measure="overall") == {
+        "measure": "overall", "value": None, "low": None, "high": None, "n": 0, "battles": 0,
+    }  # fmt: skip
+
+
+def drawn(clients: int, names: str, seed: int = 0, noise: float = 0.25) -> list[Battle]:
+    """A round robin in both orders: the earlier letter wins but for noise; dimensions are drawn on their own."""
+    rng = random.Random(seed)
+
+    def verdict(a: str, b: str) -> Winner:
+        return ("A" if a < b else "B") if rng.random() > noise else rng.choice(("A", "tie", "B"))
+
+    found = []
+    for c in range(clients):
+        for number, (a, b) in enumerate(combinations(names, 2)):
+            for x, y in ((a, b), (b, a)):
+                of = {d.value: verdict(x, y) for d in Dimension}
+                found.append(battle(f"c{c}", x, y, verdict(x, y), round=1 + number % (len(names) - 1), **of))
+    return found
+
+
+def test_win_rates_are_those_of_the_ratings():
+    battles = drawn(5, "abcd")
+    _, wins_CKNN = ratings.wins_by_client(battles, list("abcd"))
+    table = ratings.rate(wins_CKNN, list("abcd"))
+    rows = match_tables.win_rates(battles, list("abcd"))
+    for measure, of in table.ratings.items():
+        for row in of:
+            found = one(rows, contestant=row.contestant, measure=measure)
+            assert found["value"] == pytest.approx(row.win_rate, abs=1e-6) and found["n"] == 5
+            assert found["battles"] == row.battles
+
+
+def test_swiss_is_replayed_from_a_round_robin():
+    battles = drawn(6, "abcdef")
+    assert convergence.everybody_met(battles) and not convergence.everybody_met(battles[2:])
+    rounds = convergence.replay("swiss", battles, seed=0)
+    played = [b for of_round in rounds for b in of_round]
+    assert len(rounds) == 3 and len(played) == 6 * 3 * 3 * 2 and {b.id for b in played} <= {b.id for b in battles}
+    assert len({b.id for b in played}) == len(played)  # no rematch
+    assert len(convergence.replay("round_robin", battles, seed=0)) == 5
+    rows = convergence.agreement_by_round("round_robin", convergence.rounds_of(battles), battles, list("abcdef"))
+    assert rows[-1]["value"] == rows[-1]["low"] == 1 and rows[-1]["battles"] == 60
+    assert all(-1 <= r["low"] <= r["value"] <= 1 for r in rows)
+    by_round = convergence.ratings_by_round("swiss", rounds, list("abcdef"))
+    assert {r["battles"] for r in by_round} == {12, 24, 36} and len(by_round) == 18
+
+
+# --- length control ------------------------------------------------------------------------------
+
+
+def test_the_regression_without_covariates_is_the_rating():
+    battles = drawn(4, "abcd")
+    x_MP = length_control._design(
+        battles, {i: np.zeros(0) for b in battles for i in (b.session_a, b.session_b)}, "abcd"
+    )
+    points = np.array([{"A": 1.0, "tie": 0.5, "B": 0.0}[b.overall.winner] for b in battles])
+    theta_N = length_control.fit(x_MP, points, np.ones(len(battles)))
+    _, wins_CKNN = ratings.wins_by_client(battles, list("abcd"))
+    assert theta_N - theta_N.mean() == pytest.approx(ratings.fit(wins_CKNN[:, :1].sum(axis=0))[0], abs=1e-5)
+
+
+def talk(clients: int, by_length: bool, seed: int = 0) -> tuple[list[Battle], dict[str, Session]]:
+    """Contestant b speaks longer on the whole, both vary. Verdicts follow the length, or the name, with noise."""
+    rng = random.Random(seed)
+    battles, sessions = [], {}
+    for c in range(clients):
+        script = short_script(f"c{c}")
+        words = {name: rng.randint(5, 25) + (12 if name == "b" else 0) for name in "abc"}
+        made = {name: session_of(script, name, "train", " ".join(["word"] * words[name])) for name in "abc"}
+        sessions |= {s.id: s for s in made.values()}
+        for x, y in combinations("abc", 2):
+            longer = words[x] > words[y] if by_length else x < y
+            winner: Winner = "A" if longer == (rng.random() < 0.85) else "B"
+            plain = battle(f"c{c}", x, y, winner)
+            battles.append(plain.model_copy(update={"session_a": made[x].id, "session_b": made[y].id}))
+    return battles, sessions
+
+
+def test_a_win_by_length_is_gone_at_equal_length():
+    rates, coefficients = length_control.controlled_win_rates(*talk(24, by_length=True), ["a", "b", "c"])
+    raw, equal = (one(rates, model=m, contestant="b") for m in ("nothing (raw)", "length"))
+    assert raw["low"] > 0.6 and equal["low"] < 0.5 < equal["high"] and equal["value"] < raw["value"] - 0.1
+    assert one(coefficients, model="length", feature="log words a reply")["low"] > 0
+    assert {r["model"] for r in rates} == set(length_control.MODELS) and raw["n"] == 24 and raw["battles"] == 72
+
+
+def test_a_win_by_name_stays_at_equal_length():
+    rates, coefficients = length_control.controlled_win_rates(*talk(32, by_length=False), ["a", "b", "c"])
+    raw, equal = (one(rates, model=m, contestant="a") for m in ("nothing (raw)", "length"))
+    assert abs(raw["value"] - equal["value"]) < 0.1 and equal["low"] > 0.5
+    beta = one(coefficients, model="length", feature="log words a reply")
+    assert beta["low"] < 0 < beta["high"]
+    assert [r["feature"] for r in coefficients] == ["log words a reply"] * 2  # nobody asked or formatted anything
+
+
+def test_what_only_contestants_differ_in_is_left_out():
+    battles, sessions = talk(8, by_length=True)
+    by_name = {name: "Why? " * i for i, name in enumerate("abc")}
+    asked = {i: session_of(short_script(s.profile_id), s.therapist.name, "train", by_name[s.therapist.name])
+             for i, s in sessions.items()}  # fmt: skip
+    rates, coefficients = length_control.controlled_win_rates(battles, asked, ["a", "b", "c"])
+    assert coefficients == [] and one(rates, model="length, style", contestant="a")["value"] == pytest.approx(
+        one(rates, model="nothing (raw)", contestant="a")["value"]
+    )
+
+
+def test_features_of_a_reply():
+    session = session_of(short_script("c"), "a", "train", "Was it so? **Yes**\n- 我很好？")
+    found = length_control.features(session)
+    assert found == {"log words a reply": pytest.approx(np.log(1 + 7)), "questions a reply": 2,
+                     "formatting marks a reply": 3}  # fmt: skip
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+def made_run(folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear you.") -> Path:
+    """A run directory with a round robin, verdicts by `seed`, sessions by `says`; returns the config file."""
+    rng, names = random.Random(0), "abcd"
+    scripts = [short_script(f"client-{c}") for c in range(clients)]
+    texts = {n: " ".join([says] * (2 + i)) + " What else?" * (i % 2) for i, n in enumerate(names)}
+    sessions = [session_of(s, n, "train", texts[n] + " Yes." * rng.randint(0, 9)) for s in scripts for n in names]
+    of = {(s.profile_id, s.therapist.name): s.id for s in sessions}
+    battles = []
+    for plain in drawn(clients, names, seed):
+        client = f"client-{plain.profile_id[1:]}"
+        ids = {f"session_{x}": of[client, getattr(plain, f"contestant_{x}")] for x in "ab"}
+        battles.append(plain.model_copy(update={"profile_id": client, **ids}))
+    records.write(folder / "sessions.jsonl", sessions)
+    records.write(folder / "battles.jsonl", battles)
+    entered = run.Field(tuple(names), {f"client-{c}": {} for c in range(clients)}, {})
+    table = run.leaderboard(entered, list(battles), JUDGE, 0) | {"pairing": "round_robin", "rounds": 3}
+    records.write_json(folder / "ratings.json", table)
+    config = folder / "analysis.yaml"
+    config.write_text(f"run: {folder}\n", encoding="utf-8")
+    return config
+
+
+def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
+    config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1)
+    further = [f"unsliced={other.parent}", f"repeated={other.parent}"]
+    assert cli.main(["analysis", str(config), *further]) == 0
+    folder = config.parent / "analysis"
+    found = records.read_json(folder / "analysis.json")
+    assert set(found["not_in_records"]) == {"experts", "before_after", "style"}
+    assert {r["shown"] for r in found["tables"]["position_bias"]} == {SLICED, "whole sessions"}
+    assert found["ranking"] == list("abcd") and len(found["figures"]) == 8
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in found["figures"])
+    designs = {r["design"] for r in found["tables"]["agreement_by_round"]}
+    assert designs == {"round_robin", "swiss", "adaptive"}
+    for name, rows in found["tables"].items():
+        if rows:
+            with (folder / f"{name}.csv").open(encoding="utf-8") as f:
+                assert len(list(csv.DictReader(f))) == len(rows)
+            assert all({"value", "low", "high", "n"} <= row.keys() for row in rows)
+    assert cli.main(["analysis", str(config), *further]) == 0
+    assert "done before" in capsys.readouterr().err
+    assert cli.main(["analysis", str(config)]) == 0  # another config: made again, nothing can be lost
+    fewer = records.read_json(folder / "analysis.json")
+    assert {"unsliced", "repetition"} <= set(fewer["not_in_records"]) and not (folder / "repetition.png").exists()
+
+
+def test_what_the_records_do_not_allow_is_said(tmp_path):
+    config = made_run(tmp_path)
+    battles = [b for b in records.read(tmp_path / "battles.jsonl", Battle) if b.contestant_a < b.contestant_b]
+    records.write(tmp_path / "battles.jsonl", battles[:-1])
+    assert cli.main(["analysis", str(config)]) == 0
+    found = records.read_json(tmp_path / "analysis" / "analysis.json")
+    missing = found["not_in_records"]
+    assert (
+        "no verdicts of experts" in missing["experts"]
+        and "not every pair of contestants has a judged match" in missing["round_robin"]
+    )
+    assert not found["tables"]["position_bias"] and "no match was judged in both" in missing["position_bias"]
+    assert not (tmp_path / "analysis" / "position_bias.csv").exists()
+
+
+def test_bad_input_is_one_sentence(tmp_path, capsys):
+    config = made_run(tmp_path / "run")
+    battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
+    assert cli.main(["analysis", str(config), f"repeated={tmp_path / 'none'}"]) == 2
+    assert "no such file; the analysis needs it" in capsys.readouterr().err
+    elsewhere = made_run(tmp_path / "elsewhere", says="Mm.")
+    assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
+    assert "expected a run over the same sessions.jsonl" in capsys.readouterr().err
+    strict = JudgeIdentity(name="strict", model="fake", rubric_version="2")
+    other = [b.model_copy(update={"judge": strict}) for b in battles]
+    records.write(elsewhere.parent / "battles.jsonl", other)
+    assert cli.main(["analysis", str(config), f"repeated={elsewhere.parent}"]) == 2
+    assert "was judged by strict" in capsys.readouterr().err
+    records.write(tmp_path / "run" / "battles.jsonl", [*battles[:-1], other[-1]])
+    assert cli.main(["analysis", str(config)]) == 2
+    assert "2 judges (fake 1 ; strict 2 )" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "analysis").exists()

@@ -1,0 +1,221 @@
+"""Stage `analysis`: what a run's battles say beside its ratings, each a table and a figure with intervals.
+
+Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json where it is there, and the
+battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table, PNG figures,
+and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
+Tables of PsychePass: 2 leaderboard, 3 (experts) never; figures: 3 before_after, 4 ratings_by_round and
+agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
+controlled_win_rates and their coefficients. Like the report it is made again when anything it rests on changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from psychepass import records
+from psychepass.config import StageConfig, load
+from psychepass.errors import UserError
+from psychepass.report_data import WORDS
+from psychepass.run import StageRun, stage_run
+from psychepass.schema import Battle, Session
+from tournament import convergence, length_control, match_tables, ratings
+from tournament.match_tables import Row
+from tournament.pairing import PairingName
+
+SLICES, WHOLE = "stage slices", "whole sessions"
+HELDOUT = Path("heldout") / "summary.json"
+EXPERTS = "agreement with experts (Table 3): the records of a run hold no verdicts of experts"
+ORDER_FREE = "the judge scores each session alone, so both orders agree by construction and one was recorded"
+
+
+class AnalysisConfig(StageConfig):
+    """Two further runs over the same sessions.jsonl, null where there is none: `unsliced`, whose judge saw whole
+    sessions one after the other (before debiasing), and `repeated`, where the same judge was asked again."""
+
+    unsliced: str | None = None
+    repeated: str | None = None
+
+
+def main(config_path: str, overrides: list[str]) -> None:
+    config = load(AnalysisConfig, config_path, overrides)
+    folder = Path(config.run)
+    inputs = inputs_of(config)
+    try:
+        stale = not StageRun("analysis", config, inputs, frozenset({"run"})).done
+    except UserError:
+        stale = True  # it holds nothing that could be lost
+    if stale or not (folder / "analysis" / "analysis.json").is_file():
+        (folder / "manifests" / "analysis.json").unlink(missing_ok=True)
+    with stage_run("analysis", config, inputs) as run:
+        if run.done:
+            return
+        found = analyse(config)
+        write(found, folder / "analysis")
+        run.note(tables={name: len(rows) for name, rows in found["tables"].items()})
+
+
+def inputs_of(config: AnalysisConfig) -> list[Path]:
+    """The files the analysis rests on.
+
+    Raises:
+        UserError: one is missing; names it and the stage that writes it.
+    """
+    folder = Path(config.run)
+    needed = [folder / "sessions.jsonl", folder / "ratings.json", folder / "battles.jsonl"]
+    needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, config.repeated) if other]
+    for path in needed:
+        if not path.is_file():
+            stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
+            raise UserError(f"{path}: no such file; the analysis needs it, so run psychepass {stage} first")
+    return [*needed, *(p for p in [folder / HELDOUT] if p.is_file())]
+
+
+def analyse(config: AnalysisConfig) -> dict[str, Any]:
+    """All of analysis.json."""
+    folder = Path(config.run)
+    board = records.read_json(folder / "ratings.json")
+    battles = read_battles(folder / "battles.jsonl")
+    ranking = [row["contestant"] for row in board["overall"]]
+    played = {i for b in battles for i in (b.session_a, b.session_b)}
+    sessions = {s.id: s for s in records.iterate(folder / "sessions.jsonl", Session) if s.id in played}
+    if played - sessions.keys():
+        raise UserError(f"{folder / 'battles.jsonl'}: session {min(played - sessions.keys())} is not in sessions.jsonl")
+    rates, coefficients = length_control.controlled_win_rates(battles, sessions, ranking, config.seed)
+    tables = {
+        "leaderboard": leaderboard(board),
+        **_orders(battles, ranking, config),
+        **_convergence(battles, ranking, board.get("pairing", "swiss"), config.seed),
+        "before_after": before_after(folder / HELDOUT),
+        "one_sided": match_tables.one_sided(battles, ranking),
+        "win_rates": match_tables.win_rates(battles, ranking),
+        "controlled_win_rates": rates,
+        "controlled_coefficients": coefficients,
+    }
+    judge = {k: board[k] for k in ("judge", "rubric_version", "failures", "tie_rate", "n_clients", "n_battles")}
+    missing = not_in_records(tables, battles, coefficients)
+    return {"judge": judge, "ranking": ranking, "tables": tables, "not_in_records": missing, "words": WORDS}
+
+
+def read_battles(path: Path) -> list[Battle]:
+    """Raises UserError for a file without battles, or with battles of two judges."""
+    battles = records.read(path, Battle)
+    judges = sorted({f"{b.judge.name} {b.judge.rubric_version} {b.judge.prompt_hash}" for b in battles})
+    if len(judges) != 1:
+        raise UserError(f"{path}: {len(judges)} judges ({'; '.join(judges)}); an analysis is of one judge's battles")
+    return battles
+
+
+def leaderboard(board: Mapping[str, Any]) -> list[Row]:
+    """Table 2: ratings, rank intervals and win rates as ratings.json has them, by measure."""
+    rows = []
+    for measure in ratings.COLUMNS:
+        for row in board["overall"] if measure == "overall" else board["dimensions"][measure]:
+            rest = {k: v for k, v in row.items() if k not in ("contestant", "rating", "low", "high")}
+            ends = {"value": row["rating"], "low": row["low"], "high": row["high"], "n": board["n_clients"]}
+            rows.append({"contestant": row["contestant"], "measure": measure, **ends, **rest})
+    return rows
+
+
+def before_after(path: Path) -> list[Row]:
+    """Figure 3: how often the aligned policy won, tied and lost on held-out clients, as stage heldout found it."""
+    if not path.is_file():
+        return []
+    summary, rows = records.read_json(path), []
+    for measure in ratings.COLUMNS:
+        of = summary["overall"] if measure == "overall" else summary["dimensions"][measure]
+        for verdict in ("win", "tie", "loss"):
+            ends = {"value": of[verdict], "low": of[f"{verdict}_low"], "high": of[f"{verdict}_high"]}
+            rows.append({"measure": measure, "verdict": verdict, **ends, "n": of["n"], "battles": of["battles"]})
+    return rows
+
+
+def _orders(battles: Sequence[Battle], ranking: Sequence[str], config: AnalysisConfig) -> dict[str, list[Row]]:
+    """What needs a second presentation: position bias, order consistency, repetition."""
+    ways = [(SLICES, battles)]
+    if config.unsliced:
+        ways.append((WHOLE, _of_same_sessions(battles, Path(config.unsliced) / "battles.jsonl")))
+    bias, consistency = [], []
+    for way, of_way in ways:
+        matches = match_tables.both_orders(of_way)
+        if matches:
+            bias += [{"shown": way, **row} for row in match_tables.position_bias(matches)]
+            consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]
+    again = _of_same_sessions(battles, Path(config.repeated) / "battles.jsonl") if config.repeated else []
+    if again and again[0].judge != battles[0].judge:
+        raise UserError(f"repeated: {config.repeated} was judged by {again[0].judge.name}, not by this run's judge")
+    repeats = match_tables.repetition(battles, again) if again else []
+    return {"position_bias": bias, "order_consistency": consistency, "repetition": repeats}
+
+
+def _of_same_sessions(battles: Sequence[Battle], path: Path) -> list[Battle]:
+    """Another run's battles between sessions that met in this one, too."""
+    met = {frozenset((b.session_a, b.session_b)) for b in battles}
+    found = [b for b in read_battles(path) if frozenset((b.session_a, b.session_b)) in met]
+    if not found:
+        raise UserError(f"{path}: no two sessions that met here met there; expected a run over the same sessions.jsonl")
+    return found
+
+
+def _convergence(battles: Sequence[Battle], ranking: Sequence[str], own: str, seed: int) -> dict[str, list[Row]]:
+    designs = {own: convergence.rounds_of(battles)}
+    if convergence.everybody_met(battles):
+        others = (name for name in get_args(PairingName) if name != own)
+        designs |= {name: convergence.replay(name, battles, seed) for name in others}
+    by_round, agreement = [], []
+    for design, rounds in designs.items():
+        by_round += convergence.ratings_by_round(design, rounds, ranking, seed)
+        agreement += convergence.agreement_by_round(design, rounds, battles, ranking, seed)
+    return {"ratings_by_round": by_round, "agreement_by_round": agreement}
+
+
+def not_in_records(
+    tables: Mapping[str, Sequence[Row]], battles: Sequence[Battle], coefficients: Sequence[Row]
+) -> dict[str, str]:
+    """What the tables lack, and why, in a sentence each."""
+    found = {"experts": EXPERTS}
+    order_free = battles[0].judge.order_free
+    if not tables["before_after"]:
+        found["before_after"] = f"before and after (Figure 3): {HELDOUT} is not there; stage heldout writes it"
+    if not convergence.everybody_met(battles):
+        found["round_robin"] = (
+            "convergence against round robin (Figure 4): not every pair of contestants has a judged match, so the "
+            "rounds are compared with the run's own last ranking; a run with pairing=round_robin has both"
+        )
+    ways = {row["shown"] for row in tables["position_bias"]}
+    if SLICES not in ways:
+        why = ORDER_FREE if order_free else "no match was judged in both orders"
+        found["position_bias"] = f"position bias and order consistency (Figures 5 and 8): {why}"
+    if WHOLE not in ways and not order_free:
+        found["unsliced"] = "position bias before slicing (Figure 5): needs a run whose judge saw whole sessions"
+    if not tables["repetition"]:
+        why = ORDER_FREE if order_free else "needs a second run of the same judge over the same sessions"
+        found["repetition"] = f"repetition stability: {why}"
+    dropped = sorted(set(length_control.STYLE) - {row["feature"] for row in coefficients})
+    if dropped:
+        found["style"] = (
+            f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from "
+            "who speaks"
+        )
+    return found
+
+
+def write(found: Mapping[str, Any], folder: Path) -> None:
+    """Tables, figures and analysis.json, which is last."""
+    from tournament import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.png"), *folder.glob("*.csv")):  # of an earlier analysis
+        old.unlink()
+    for name, rows in found["tables"].items():
+        if rows:
+            text = io.StringIO()
+            table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+            records.write_atomic(folder / f"{name}.csv", text.getvalue())
+    drawn = figures.draw(found["tables"], found["ranking"], folder)
+    records.write_json(folder / "analysis.json", {**found, "figures": drawn})

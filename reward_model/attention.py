@@ -32,8 +32,7 @@ from reward_model.ranks import rank_and_world
 NAME = "psychepass_tree"
 BUCKET = 128  # FlexAttention's block of queries or keys; lengths are rounded up to it, so that few kernels are made
 aten = torch.ops.aten
-# what an attention layer has computed, worth more than its memory when layers are computed again (see recompute)
-ATTENTION_OPS = [
+ATTENTION_OPS = [  # of SDPA
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -77,9 +76,9 @@ class Plan:
     masks: tuple[torch.Tensor, ...] | BlockMask
 
 
-def plan(packed: Packed, dtype: torch.dtype, kernels: Kernels | None = None) -> Plan:
-    """Prepared once a forward pass. `dtype` is that of the queries; `kernels` are chosen by it where not given."""
-    kernels = kernels or chosen(packed.input_ids_T.device.type, dtype)
+def plan(packed: Packed, dtype: torch.dtype) -> Plan:
+    """Prepared once a forward pass; `dtype` is that of the queries."""
+    kernels = chosen(packed.input_ids_T.device.type, dtype)
     if kernels.branches == "flex" and packed.blocks:
         return Plan(packed, kernels, flex_mask(packed))
     return Plan(packed, kernels, tuple(block_mask(packed, block)[None, None] for block in packed.blocks))
@@ -129,12 +128,10 @@ def tree_attention(
     if isinstance(tree.masks, BlockMask):
         parts.append(_flex(tree.masks, query[:, :, packed.trunk :], key, value, scaling))
     else:
-        for block, mask, *own in zip(packed.blocks, tree.masks, queries, keys, values, strict=True):
-            seen_key, seen_value = (
-                torch.cat([trunk[:, :, : block.seen], x], dim=2)
-                for trunk, x in ((key_trunk, own[1]), (value_trunk, own[2]))
-            )
-            parts.append(sdpa(own[0], seen_key, seen_value, attn_mask=mask, scale=scaling))
+        for block, mask, q, k, v in zip(packed.blocks, tree.masks, queries, keys, values, strict=True):
+            k = torch.cat([key_trunk[:, :, : block.seen], k], dim=2)
+            v = torch.cat([value_trunk[:, :, : block.seen], v], dim=2)
+            parts.append(sdpa(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -178,8 +175,8 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)
 def recompute(backbone: PreTrainedModel) -> None:
     """Gradient checkpointing that keeps what attention computed, as well as each layer's input.
 
-    The layers' linear parts are computed a second time in the backward pass; attention, whose cost grows with the
-    square of a session, is not. It acts in training mode.
+    The layers' linear parts are computed a second time in the backward pass; attention by SDPA, whose cost grows with
+    the square of a session, is not (flash_attn and FlexAttention are). It acts in training mode.
     """
     keep = partial(create_selective_checkpoint_contexts, list(ATTENTION_OPS))
     backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": keep})

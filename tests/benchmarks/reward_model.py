@@ -42,6 +42,7 @@ SHAPES = {
     "qwen3-8b": (36, 4096, 12288, 32, 8, 128),
 }
 CENTERING = 0.01
+PARTS = ("score", "train", "client")
 TRAINING_GRID = ((2, 1), (2, 4), (2, 12), (8, 1), (8, 12))
 SCORING_GRID = ((8, 12), (8, 1))
 FORMS = {
@@ -229,17 +230,21 @@ def errors(model: RewardModel, scale: Scale, dtype: torch.dtype | None) -> list[
     return found
 
 
-def measure(scale: Scale, device: str, dtype: torch.dtype | None) -> list[Figure]:
+def measure(scale: Scale, device: str, dtype: torch.dtype | None, parts: Sequence[str] = PARTS) -> list[Figure]:
     model = build(scale.shape, device).eval()
     figures = errors(model, scale, dtype)
-    figures += scoring_grid(model, scale, device)
-    figures += training_grid(model, scale, device)
+    if "score" in parts:
+        figures += scoring_grid(model, scale, device)
+    if "train" in parts:
+        figures += training_grid(model, scale, device)
     attention.recompute(model.backbone)  # acts in training mode alone
     if scale.shape == "qwen3-8b":  # a window's graph would not fit; every form pays the same
         model.train()
-    for retention in (1.0, 0.32):
-        figures += tournament(model, scale, device, retention)
-    return figures + twice_the_battles(model, scale, device)
+    if "client" in parts:
+        for retention in (1.0, 0.32):
+            figures += tournament(model, scale, device, retention)
+        figures += twice_the_battles(model, scale, device)
+    return figures
 
 
 def main(argv: Sequence[str] | None = None, quick: Scale = QUICK) -> int:
@@ -247,6 +252,7 @@ def main(argv: Sequence[str] | None = None, quick: Scale = QUICK) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a smaller model, shorter texts, fewer rounds")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="another model than the scale's own")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="these workloads alone")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as a flat list")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -260,7 +266,7 @@ def main(argv: Sequence[str] | None = None, quick: Scale = QUICK) -> int:
     print(f"{where}; torch {torch.__version__}; {scale.shape} {SHAPES[scale.shape]}, {passes}", flush=True)
     if not trl_trainer.INSTALLED:
         print("trl is not installed: skipped", flush=True)
-    figures = measure(scale, args.device, torch.bfloat16 if args.device == "cuda" else None)
+    figures = measure(scale, args.device, torch.bfloat16 if args.device == "cuda" else None, args.part)
     for f in figures:
         print(f"{f.value:12.4g}  [{f.low:.4g}, {f.high:.4g}] n={f.n}  {f.name}")
     if args.json:

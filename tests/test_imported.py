@@ -141,7 +141,7 @@ def test_replies_to_one_prompt_share_it_and_score_the_same(tmp_path: Path) -> No
     pairs, found = records_of(checked_rows([r | {"client": "c"} for r in rows], "rows", "empathy"), "rows", set())
     sessions = {s.id: s for s in found}
     model = models.from_base(tiny_model(tmp_path), 2, seed=0).eval()
-    for budget, trees in ((400, 2), (60, 5)):  # a prompt of more than a window is not shared
+    for budget, trees in ((400, 2), (60, 4)):  # where a reply does not fit into one window, its prompt is not shared
         render = Renderer(tiny_tokenizer(), budget, 30)
         (step,) = client_steps(pairs, sessions, render)
         naive = baselines.naive(pairs, sessions, render)

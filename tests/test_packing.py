@@ -72,7 +72,7 @@ segments = st.integers(1, 9)
 
 
 @given(
-    st.integers(1, 12), st.lists(st.tuples(segments, segments, st.lists(segments, max_size=3)), max_size=6), segments
+    st.integers(1, 12), st.lists(st.tuples(segments, segments, st.lists(segments, max_size=3)), min_size=1, max_size=6), segments
 )
 def test_both_masks_show_each_token_the_sequence_of_its_own(n_trunk, shapes, block):
     """Against trees walked token by token; `block` is the size of a block, so that there are one to many."""

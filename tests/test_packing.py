@@ -71,9 +71,10 @@ def test_blocks_by_hand(monkeypatch):
 segments = st.integers(1, 9)
 
 
-@given(
-    st.integers(1, 12), st.lists(st.tuples(segments, segments, st.lists(segments, max_size=3)), min_size=1, max_size=6), segments
-)
+shapes_of_branches = st.lists(st.tuples(segments, segments, st.lists(segments, max_size=3)), min_size=1, max_size=6)
+
+
+@given(st.integers(1, 12), shapes_of_branches, segments)
 def test_both_masks_show_each_token_the_sequence_of_its_own(n_trunk, shapes, block):
     """Against trees walked token by token; `block` is the size of a block, so that there are one to many."""
     branches = [Branch((0,) * n, min(attach, n_trunk), tuple((0,) * t for t in twigs)) for n, attach, twigs in shapes]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 Ids = tuple[int, ...]
-BLOCK = 256  # branch tokens of a block: with fewer, keys are copied more often; with more, forbidden pairs computed
+BLOCK = 512  # branch tokens of a block: fewer make short, slow products; more make forbidden (query, key) pairs
 
 
 @dataclass(frozen=True)

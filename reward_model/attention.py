@@ -69,19 +69,24 @@ def chosen(device: str, dtype: torch.dtype) -> Kernels:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every layer needs to know of one tree; `masks` are of its blocks, or one for FlexAttention."""
+    """What every layer needs to know of one tree; `masks` are of its blocks (see _additive), or one for FlexAttention."""
 
     packed: Packed
     kernels: Kernels
     masks: tuple[torch.Tensor, ...] | BlockMask
 
 
-def plan(packed: Packed, dtype: torch.dtype) -> Plan:
-    """Prepared once a forward pass; `dtype` is that of the queries."""
+def plan(packed: Packed, dtype: torch.dtype, groups: int) -> Plan:
+    """Prepared once a forward pass; `dtype` is that of the queries, of which `groups` heads share a key head."""
     kernels = chosen(packed.input_ids_T.device.type, dtype)
     if kernels.branches == "flex" and packed.blocks:
         return Plan(packed, kernels, flex_mask(packed))
-    return Plan(packed, kernels, tuple(block_mask(packed, block) for block in packed.blocks))
+    return Plan(packed, kernels, tuple(_additive(block_mask(packed, block), dtype, groups) for block in packed.blocks))
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype, groups: int) -> torch.Tensor:
+    """0 where a query may look and -inf elsewhere, as SDPA would make of a boolean mask in every layer."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf).repeat(groups, 1)[None, None]
 
 
 def flex_mask(packed: Packed) -> BlockMask:
@@ -136,10 +141,9 @@ def _sdpa_block(
     mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
     """Query heads that share a key head stand below each other: no key is copied, and longer products are faster."""
-    key_heads, n = key.shape[1], query.shape[2]
-    stacked = query.unflatten(1, (key_heads, -1)).flatten(2, 3)
-    mask = mask.repeat(stacked.shape[2] // n, 1)
-    return sdpa(stacked, key, value, attn_mask=mask[None, None], scale=scaling).unflatten(2, (-1, n)).flatten(1, 2)
+    stacked = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    found = sdpa(stacked, key, value, attn_mask=mask, scale=scaling)
+    return found.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
 
 
 def _sdpa_trunk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:

@@ -69,13 +69,14 @@ class RewardModel(nn.Module):
 
     def hidden(self, packed: Packed) -> torch.Tensor:
         """The last hidden states [T, H] of one tree."""
-        kind = packed.input_ids_T.device.type
+        kind, config = packed.input_ids_T.device.type, self.backbone.config
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.backbone.dtype
+        groups = config.num_attention_heads // config.num_key_value_heads
         return self.backbone(
             input_ids=packed.input_ids_T[None],
             position_ids=packed.position_ids_T[None],
-            tree=attention.plan(packed, dtype),  # handed on to tree_attention; transformers makes no mask for it
+            tree=attention.plan(packed, dtype, groups),  # for tree_attention; transformers makes no mask of its own
             use_cache=False,
         ).last_hidden_state[0]
 

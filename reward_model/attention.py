@@ -69,7 +69,7 @@ def chosen(device: str, dtype: torch.dtype) -> Kernels:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every layer needs to know of one tree; `masks` are of its blocks (see _additive), or one for FlexAttention."""
+    """What every layer needs to know of one tree; `masks`: its blocks' (see _additive), or FlexAttention's one."""
 
     packed: Packed
     kernels: Kernels

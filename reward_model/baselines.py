@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
@@ -109,7 +108,7 @@ def dimension_first(pairs: Sequence[PreferencePair], sessions: Sessions, rendere
                 continue
             n_head, question = len(renderer.head), renderer.dimension(dimension)
             asked = ids[:n_head] + question + ids[n_head : ends[turns[-1]]]
-            trees.append(_scored_trunk(asked, [ends[t] + len(question) for t in turns]))
+            trees.append(pack_sequence(asked, [ends[t] + len(question) - 1 for t in turns]))
             for turn in turns:
                 place[name, turn, dimension] = len(place)
     return _step(pairs, trees, len(place), _by_ask(place))
@@ -119,7 +118,7 @@ def twelve_outputs(pairs: Sequence[PreferencePair], sessions: Sessions, renderer
     """For a model of `with_twelve_outputs`: each scored turn gives 12 rewards, in the order of Dimension."""
     trees, place = [], {}
     for name, ids, ends in stretches(pairs, sessions, renderer):
-        trees.append(_scored_trunk(ids, [end for end in ends.values() for _ in Dimension]))
+        trees.append(pack_sequence(ids, [end - 1 for end in ends.values() for _ in Dimension]))
         for turn in ends:
             for dimension in Dimension:
                 place[name, turn, dimension] = len(place)
@@ -161,12 +160,7 @@ def _asks(pairs: Sequence[PreferencePair]) -> list[Ask]:
 
 
 def _asked(text: Ids, questions: Sequence[Ids]) -> Packed:
-    return pack(text, [Branch(q, parent=-1, attach=len(text)) for q in questions])
-
-
-def _scored_trunk(ids: Ids, ends: Sequence[int]) -> Packed:
-    """One plain sequence, scored at the last token before each end."""
-    return replace(pack_sequence(ids), score_index_S=torch.tensor(ends) - 1)
+    return pack(text, [Branch(q, attach=len(text)) for q in questions])
 
 
 def _by_ask(place: Mapping[Ask, int]) -> Slot:

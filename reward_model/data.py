@@ -1,13 +1,14 @@
 """Sessions and pairs as tensors: what one training step, or one evaluated client, works on.
 
 A client's sessions are encoded once and every pair of that client reads the rewards it needs, so the cost grows
-with the number of sessions, not of comparisons (notes/reward-model.md).
+with the number of sessions, not of comparisons (notes/reward-model.md). Sessions that differ in an asked last
+reply alone, such as the two sides of an imported pair, share all that comes before it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) ->
                 f"session {session.id}, turn {ask.turn}: client line and reply are {length} tokens; "
                 f"max_length {renderer.max_tokens} leaves {budget} for one turn"
             )
+    asks = sorted(asks, key=lambda ask: ask.turn)  # neighbours share a block of branches, which sees as little
     trees, order = [], []
     for window in windows([len(t) for t in turns], [index[a.turn] for a in asks], budget):
         starts = [len(renderer.head)]
@@ -60,12 +62,62 @@ def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) ->
                 continue
             start, suffix = starts[i - window.start], renderer.dimension(ask.dimension)
             if ask.reply:
-                branches.append(Branch(suffix, parent=-1, attach=start + len(turns[i])))
+                branches.append(Branch(suffix, attach=start + len(turns[i])))
             else:
-                branches.append(Branch(empty + suffix, parent=-1, attach=start + len(lines[i])))
+                branches.append(Branch(empty + suffix, attach=start + len(lines[i])))
             order.append(ask)
         trees.append(pack(sum(turns[window.start : window.stop], renderer.head), branches))
     return trees, order
+
+
+def encode(
+    asks: Mapping[str, Iterable[Ask]], sessions: Mapping[str, Session], renderer: Renderer
+) -> Iterator[tuple[list[Packed], list[tuple[str, Ask]]]]:
+    """Trees of all the sessions (by id) that are asked about, and each reward's session and ask, in order.
+
+    Raises:
+        UserError: as encode_session.
+    """
+    alike: dict[object, list[str]] = defaultdict(list)
+    for name in sorted(asks):
+        alike[_history(sessions[name], asks[name]) or name].append(name)
+    for names in alike.values():
+        together = _together([sessions[n] for n in names], asks, renderer) if len(names) > 1 else None
+        if together:
+            yield together
+            continue
+        for name in names:
+            trees, order = encode_session(sessions[name], list(asks[name]), renderer)
+            yield trees, [(name, ask) for ask in order]
+
+
+def _history(session: Session, asks: Iterable[Ask]) -> tuple[str, ...]:
+    """What was said before the last reply, if nothing but that reply is asked about; else empty."""
+    *before, last = session.turns
+    if any(ask.turn != last.turn for ask in asks):
+        return ()
+    return (*(text for turn in before for text in (turn.client, turn.therapist)), last.client)
+
+
+def _together(
+    sessions: Sequence[Session], asks: Mapping[str, Iterable[Ask]], renderer: Renderer
+) -> tuple[list[Packed], list[tuple[str, Ask]]] | None:
+    """Sessions with one history as one tree, a branch a reply; None where a session is longer than a window."""
+    trunk = renderer.head
+    for turn in sessions[0].turns[:-1]:
+        trunk += renderer.client(turn.client) + renderer.therapist(turn.therapist)
+    trunk += renderer.client(sessions[0].turns[-1].client)
+    branches, order = [], []
+    for session in sessions:
+        for reply in (True, False):
+            asked = [ask for ask in asks[session.id] if ask.reply == reply]
+            ids = renderer.therapist(session.turns[-1].therapist if reply else "")
+            if asked and len(trunk) + len(ids) > renderer.max_trunk:
+                return None
+            if asked:
+                branches.append(Branch(ids, len(trunk), tuple(renderer.dimension(ask.dimension) for ask in asked)))
+                order += [(session.id, ask) for ask in asked]
+    return [pack(trunk, branches)], order
 
 
 @dataclass(frozen=True)
@@ -102,11 +154,9 @@ def _step(
             asks[side.session] |= dict.fromkeys(Ask(t, pair.dimension) for t in side.turns)
     trees: list[Packed] = []
     slot: dict[tuple[str, Ask], int] = {}
-    for session_id in sorted(asks):
-        encoded, order = encode_session(sessions[session_id], list(asks[session_id]), renderer)
+    for encoded, order in encode(asks, sessions, renderer):
         trees += encoded
-        for ask in order:
-            slot[session_id, ask] = len(slot)
+        slot |= {asked: len(slot) + i for i, asked in enumerate(order)}
 
     def rows(sides: list[tuple[Side, Dimension]]) -> torch.Tensor:
         matrix_PS = torch.zeros(len(sides), len(slot))

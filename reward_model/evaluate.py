@@ -112,7 +112,7 @@ def score_asks(
     from tqdm import tqdm
 
     from psychepass.matmul import fast_fp32
-    from reward_model.data import encode_session
+    from reward_model.data import encode
     from reward_model.model import load as load_model
 
     fast_fp32()
@@ -123,13 +123,15 @@ def score_asks(
         for session_id, of_session in of_measure.items():
             asks[session_id] |= of_session
     rewards: dict[tuple[str, Ask], float] = {}
-    for session_id in tqdm(sorted(asks), desc="rm-eval", unit="session"):
-        trees, order = encode_session(sessions[session_id], list(asks[session_id]), renderer)
+    bar = tqdm(total=len(asks), desc="rm-eval", unit="session")
+    for trees, order in encode(asks, sessions, renderer):
         with torch.inference_mode():
             values_S = torch.cat([model(tree.to(device)) for tree in trees])
         if not torch.isfinite(values_S).all():
-            raise UserError(f"model {card.model} gave session {session_id} a reward that is not finite")
-        rewards |= {(session_id, ask): value for ask, value in zip(order, values_S.tolist(), strict=True)}
+            raise UserError(f"model {card.model} gave session {order[0][0]} a reward that is not finite")
+        rewards |= dict(zip(order, values_S.tolist(), strict=True))
+        bar.update(len({name for name, _ in order}))
+    bar.close()
     return rewards, card.model
 
 

@@ -13,7 +13,7 @@ from psychepass import weights
 from psychepass.errors import UserError
 from psychepass.matmul import fast_fp32
 from psychepass.schema import PreferencePair, Session, content_hash
-from reward_model import lora
+from reward_model import attention, lora
 from reward_model import model as models
 from reward_model.data import ClientStep, client_steps, join
 from reward_model.model import RewardModel
@@ -88,7 +88,7 @@ def build(config: RMConfig, path: Path) -> RewardModel:
         if config.precision == "bf16" and not config.deepspeed:  # ZeRO-3 has them in parts
             lora.round_frozen(model)
     if config.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        attention.recompute(model.backbone)
     return model
 
 

@@ -51,16 +51,5 @@ def pack_groups(groups: Sequence[Rendered]) -> Packed:
     """Joinable groups as one tree; scores come group by group, each R x D, row by row."""
     if len(groups) == 1:
         return pack_group(*groups[0])
-    branches: list[Branch] = []
-    for group in groups:
-        for response in group.responses:
-            parent = len(branches)
-            branches.append(Branch(response, parent=-1, attach=len(group.context), scored=False))
-            branches += [Branch(suffix, parent=parent, attach=len(response)) for suffix in group.suffixes]
+    branches = [Branch(r, len(g.context), g.suffixes) for g in groups for r in g.responses]
     return pack(max((g.context for g in groups), key=len), branches)
-
-
-def parted(rewards_S: Sequence[float], groups: Sequence[Rendered]) -> list[list[list[float]]]:
-    """A tree's scores as [group][response][dimension]."""
-    left = iter(rewards_S)
-    return [[[next(left) for _ in g.suffixes] for _ in g.responses] for g in groups]

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,16 +23,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from psychepass import records
 from psychepass.errors import UserError
 from psychepass.schema import Frozen
+from reward_model import attention
 from reward_model.packing import Packed
 from training.render import Renderer
 
-ATTENTION = "psychepass_tree"
 CARD = "reward_model.json"
 WEIGHTS, TOKENIZER = "*.safetensors", "tokenizer*.json"
 HEAD_STD = 0.02
@@ -53,30 +51,6 @@ class Card(Frozen):
     tokenizer: str = ""  # of a card from before there was such a hash, which no tokenizer matches
 
 
-def tree_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a packed tree: the trunk is causal, the branches read `attention_mask` [1, 1, B, T].
-
-    query [1, H, T, E]; key and value may have fewer heads (grouped queries). Returns [1, T, H, E].
-    """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    n_trunk = query.shape[2] - attention_mask.shape[2]
-    trunk = attend(query[:, :, :n_trunk], key[:, :, :n_trunk], value[:, :, :n_trunk], is_causal=True, scale=scaling)
-    branches = attend(query[:, :, n_trunk:], key, value, attn_mask=attention_mask, scale=scaling)
-    return torch.cat([trunk, branches], dim=2).transpose(1, 2), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, tree_attention)
-
-
 class RewardModel(nn.Module):
     """`backbone` is a decoder without a language-model head; `head` maps a hidden state to a raw reward."""
 
@@ -89,14 +63,22 @@ class RewardModel(nn.Module):
 
     def forward(self, packed: Packed) -> torch.Tensor:
         """Raw fp32 rewards [S] of one tree."""
-        hidden_TH = self.backbone(
-            input_ids=packed.input_ids_T[None],
-            position_ids=packed.position_ids_T[None],
-            attention_mask=packed.mask_BT[None, None],
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden_TH = self.hidden(packed)
         with torch.autocast(hidden_TH.device.type, enabled=False):
             return self.head(hidden_TH[packed.score_index_S].float())[:, 0]
+
+    def hidden(self, packed: Packed) -> torch.Tensor:
+        """The last hidden states [T, H] of one tree."""
+        kind, config = packed.input_ids_T.device.type, self.backbone.config
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.backbone.dtype
+        groups = config.num_attention_heads // config.num_key_value_heads
+        return self.backbone(
+            input_ids=packed.input_ids_T[None],
+            position_ids=packed.position_ids_T[None],
+            tree=attention.plan(packed, dtype, groups),  # for tree_attention; transformers makes no mask of its own
+            use_cache=False,
+        ).last_hidden_state[0]
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -164,7 +146,7 @@ def _backbone(path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
         if getattr(config, name, None):
             setattr(config, name, 0.0)
     with _quiet():
-        return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, attn_implementation=ATTENTION)
+        return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, attn_implementation=attention.NAME)
 
 
 @contextmanager

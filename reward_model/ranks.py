@@ -51,7 +51,7 @@ def hand_of(trees: Sequence[Packed], rank: int, world: int) -> list[int | None]:
 
 def padding() -> Packed:
     """The smallest tree: its reward counts for nothing, its forward keeps the ranks in step."""
-    return pack((0,), [Branch((0,), parent=-1, attach=1)])
+    return pack((0,), [Branch((0,), attach=1)])
 
 
 def score_slices(trees: Sequence[Packed]) -> list[slice]:

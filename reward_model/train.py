@@ -44,7 +44,9 @@ class RMConfig(TrackedConfig):
     train clients are held aside to choose the epoch; with 0 the last epoch is kept. `head_learning_rate`: null
     means `learning_rate`. `pairs_per_step`: the paper's step, so many pairs whoever their clients are, instead of
     `clients_per_step`. `lora`: train adapters and the head alone, merged on save; with bf16 the frozen weights are
-    bf16. `deepspeed`: a ZeRO-3 JSON, or null for whole weights on every rank.
+    bf16. `gradient_checkpointing`: of each layer its input and its attention are kept, the rest is computed again; in
+    one process, where that of all sessions fits, one pass with it costs less than two. `deepspeed`: a ZeRO-3 JSON, or
+    null for whole weights on every rank.
     `leave_out`: a therapist whose pairs, and those of others with its weights, are not trained on; rm-eval then
     shows the accuracy on a therapist that the model never saw.
     """

@@ -65,9 +65,7 @@ def test_each_pair_reads_its_own_rewards_of_twelve_outputs(base):
             want = []
             for turn in pair.chosen.turns:
                 ids = RENDER.context(context_of(side, turn)) + RENDER.response(side.turns[turn - 1].therapist)
-                hidden_TH = model.backbone(
-                    input_ids=torch.tensor([ids]), attention_mask=pack_sequence(ids).mask_BT[None, None]
-                ).last_hidden_state[0]
+                hidden_TH = model.hidden(pack_sequence(ids))
                 want.append(model.head.weight[list(Dimension).index(pair.dimension)] @ hidden_TH[-1])
             assert abs(found - sum(want) / len(want)) <= 2e-6
 

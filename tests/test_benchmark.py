@@ -6,10 +6,12 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 
+from reward_model import attention
 from reward_model.data import ClientStep
 from reward_model.model import RewardModel
 from reward_model.packing import pack_sequence
@@ -52,7 +54,7 @@ def test_bf16_errors_are_measured_against_fp32():
     assert model.head.weight.dtype == torch.float32
 
 
-def gradients(model: RewardModel, step: ClientStep, two_pass: bool) -> torch.Tensor:
+def gradients(model: RewardModel, step: ClientStep, two_pass: bool, recompute: bool) -> torch.Tensor:
     """Of one train_step, which leaves none behind: collected as they arrive."""
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
@@ -60,26 +62,22 @@ def gradients(model: RewardModel, step: ClientStep, two_pass: bool) -> torch.Ten
         total[name] += slope
 
     hooks = [p.register_hook(partial(add, name)) for name, p in model.named_parameters()]
-    benchmark.train_step(model, step, two_pass)
+    benchmark.train_step(model, step, two_pass, recompute)
     for hook in hooks:
         hook.remove()
     assert all(p.grad is None for p in model.parameters())
     return torch.cat([t.flatten() for t in total.values()])
 
 
-def test_one_pass_two_passes_and_checkpointing_do_the_same_work():
-    """What --quick does not run: two passes (full size), and gradient checkpointing (Qwen3-8B's shape)."""
+def test_one_pass_two_passes_and_recomputed_layers_do_the_same_work():
+    """What --quick does not run: recomputed layers (full size), and two passes (Qwen3-8B's shape)."""
     model = benchmark.build("tiny", "cpu").eval()
+    attention.recompute(model.backbone)
     group = workloads.group(3, 2, context=40, reply=10)
     steps = [group.step(trees) for trees in (group.ours(), group.one_level())]
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.backbone.gradient_checkpointing_enable()
-            model.train()
-        for two_pass in (False, True):
-            found.append(gradients(model, steps[0], two_pass))
-    found.append(gradients(model, steps[1], True))
+    found = [gradients(model, steps[0], *how) for how in product((False, True), repeat=2)]
+    found.append(gradients(model, steps[1], True, True))
+    assert not model.training
     for other in found[1:]:
         assert (other - found[0]).norm() / found[0].norm() < 1e-5
 

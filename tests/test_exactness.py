@@ -18,11 +18,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from psychepass.config import load as load_config
 from psychepass.schema import Dimension, PreferencePair, Session, Side
-from reward_model import baselines
+from reward_model import baselines, packing
 from reward_model.data import Ask, ClientStep, client_steps, encode_session, join
 from reward_model.loss import pair_loss
 from reward_model.model import RewardModel, from_base
-from reward_model.packing import Packed, pack_sequence
+from reward_model.packing import Packed, blocks, pack_group, pack_sequence
 from reward_model.train import RMConfig
 from reward_model.trainer import PairTrainer, training_arguments
 from tests.made import WORDS, identity, session
@@ -61,6 +61,12 @@ def pairs(dimensions: Sequence[Dimension]) -> list[PreferencePair]:
                 )
             )
     return found
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """So that branches of a dozen tokens make several blocks; a block of all branches: see test_packing."""
+    monkeypatch.setattr(packing, "BLOCK", 24)
 
 
 def render(budget: int) -> Renderer:
@@ -135,8 +141,9 @@ cases = pytest.mark.parametrize(("dimensions", "budget"), CASES, ids=IDS)
 
 def test_the_cases_are_ragged_and_have_windows():
     whole, windowed = ours(list(Dimension), WHOLE), ours(list(Dimension), WINDOWED)
-    trunks = [t.tokens - len(t.mask_BT) for t in whole.trees]
+    trunks = [t.trunk for t in whole.trees]
     assert len(trunks) == 3 and len(set(trunks)) == 3
+    assert all(len(t.blocks) > 3 and len({b.seen for b in t.blocks}) > 3 for t in whole.trees)
     assert len(windowed.trees) > 5
 
 
@@ -190,9 +197,29 @@ def test_one_pass_equals_two_in_fp64(exact, base, tmp_path):
         assert (other - found[0]).norm() / found[0].norm() <= FP64
 
 
+def test_fp64_groups_equal_the_naive_form(exact):
+    """Ragged replies, one longer than a block; 1 to 12 dimensions; rewards and gradients."""
+    ask = render(WHOLE)
+    context = ask.context(context_of(SESSIONS[0], 6))
+    replies = [ask.response(" ".join(WORDS[:n])) for n in (30, 3, 0)]
+    weight_S = torch.randn(36, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for dimensions in ([Dimension.CRISIS], list(Dimension)):
+        suffixes = [ask.dimension(d) for d in dimensions]
+        found = []
+        group = pack_group(context, replies, suffixes)
+        assert len(group.blocks) > 1 and group.blocks[0].stop > packing.BLOCK
+        for trees in ([group], [pack_sequence(context + r + s) for r in replies for s in suffixes]):
+            exact.zero_grad()
+            rewards_S = torch.cat([exact(tree) for tree in trees])
+            (weight_S[: len(rewards_S)] @ rewards_S).backward()
+            found.append((rewards_S.detach(), gradient(exact)))
+        assert max(off(*found)) <= FP64 and found[0][0].std() > 0.01
+
+
 def plain_causal(tree: Packed) -> Packed:
-    n_trunk = tree.tokens - len(tree.mask_BT)
-    return replace(tree, mask_BT=torch.ones(tree.tokens, tree.tokens, dtype=torch.bool).tril()[n_trunk:])
+    n = len(tree.seen_B)
+    seen, ends = [tree.trunk] * n, [n] * n
+    return replace(tree, seen_B=torch.tensor(seen), end_B=torch.tensor(ends), blocks=blocks(seen, ends))
 
 
 def running_positions(tree: Packed) -> Packed:

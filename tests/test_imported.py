@@ -12,8 +12,9 @@ import torch
 from psychepass import records
 from psychepass.cli import main as cli
 from psychepass.schema import Dimension, PreferencePair, Session
+from reward_model import baselines
 from reward_model import model as models
-from reward_model.data import client_steps
+from reward_model.data import Ask, client_steps, encode, encode_session
 from tests.made import battle, identity, session
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.imported import checked_rows, clients_to_test, records_of
@@ -126,6 +127,47 @@ def test_our_own_export_comes_back_with_the_same_rewards(tmp_path: Path) -> None
             rewards_S = torch.cat([model(tree) for tree in step.trees])
         found.append(step.chosen_PS @ rewards_S - step.rejected_PS @ rewards_S)
     assert torch.allclose(found[0], found[1], atol=2e-6) and found[0].abs().min() > 1e-4
+
+
+def test_replies_to_one_prompt_share_it_and_score_the_same(tmp_path: Path) -> None:
+    """Three replies to one prompt in two pairs, one of them on two dimensions; a prompt of its own beside them."""
+    prompt = [user("I am so tired when I come home."), reply("Go on."), user("It is turn two.")]
+    said = [reply(text) for text in ("You feel tired, and you miss her.", "Try a hobby.", "Nobody asks you at home?")]
+    rows = [
+        {"prompt": prompt, "chosen": [said[0]], "rejected": [said[1]]},
+        {"prompt": prompt, "chosen": [said[0]], "rejected": [said[2]], "dimension": "crisis"},
+        {"prompt": prompt[:1], "chosen": [said[2]], "rejected": [said[1]]},
+    ]
+    pairs, found = records_of(checked_rows([r | {"client": "c"} for r in rows], "rows", "empathy"), "rows", set())
+    sessions = {s.id: s for s in found}
+    model = models.from_base(tiny_model(tmp_path), 2, seed=0).eval()
+    for budget, trees in ((400, 2), (60, 4)):  # where a reply does not fit into one window, its prompt is not shared
+        render = Renderer(tiny_tokenizer(), budget, 30)
+        (step,) = client_steps(pairs, sessions, render)
+        naive = baselines.naive(pairs, sessions, render)
+        assert len(step.trees) == trees and len(naive.trees) == 6
+        with torch.inference_mode():
+            ours, want = (torch.cat([model(tree) for tree in s.trees]) for s in (step, naive))
+        assert (step.chosen_PS @ ours - naive.chosen_PS @ want).abs().max() <= 2e-6
+        assert (step.rejected_PS @ ours - naive.rejected_PS @ want).abs().max() <= 2e-6
+        assert want.std() > 1e-3
+
+
+def test_an_empty_reply_shares_the_prompt_too(tmp_path: Path) -> None:
+    """As rm-eval asks: each reply, and the context alone."""
+    _, found = records_of(checked_rows([GOOD], "rows", "empathy"), "rows", set())
+    both = [Ask(1, d, said) for d in (Dimension.CRISIS, Dimension.ETHICS) for said in (True, False)]
+    asks = {s.id: both for s in found}
+    render = Renderer(tiny_tokenizer(), 400, 30)
+    model = models.from_base(tiny_model(tmp_path), 2, seed=0).eval()
+    ((trees, order),) = encode(asks, {s.id: s for s in found}, render)
+    assert len(trees) == 1 and len(order) == 8
+    with torch.inference_mode():
+        together = dict(zip(order, model(trees[0]), strict=True))
+        for s in found:
+            (alone,), places = encode_session(s, asks[s.id], render)
+            for ask, reward in zip(places, model(alone), strict=True):
+                assert abs(together[s.id, ask] - reward) <= 2e-6
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychepass.schema import Dimension
+from reward_model import attention, packing
 from reward_model.data import Ask, encode_session
 from reward_model.model import RewardModel, from_base
-from reward_model.packing import Branch, Window, pack, pack_group, pack_sequence, windows
+from reward_model.packing import Block, Branch, Packed, Window, block_mask, pack, pack_group, pack_sequence, windows
 from tests.made import identity, session
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.pairs import context_of
@@ -32,18 +33,83 @@ def model(request, tmp_path_factory) -> RewardModel:
     return built
 
 
+def dense(packed: Packed) -> torch.Tensor:
+    """The blocks' masks as one [B, T]."""
+    mask_BT = torch.zeros(len(packed.seen_B), packed.tokens, dtype=torch.bool)
+    for block in packed.blocks:
+        rows, mask = mask_BT[block.start : block.stop], block_mask(packed, block)
+        rows[:, : block.seen] = mask[:, : block.seen]
+        rows[:, packed.trunk + block.start : packed.trunk + block.stop] = mask[:, block.seen :]
+    return mask_BT
+
+
 def test_layout_by_hand():
-    packed = pack((1, 2, 3), [Branch((4, 5), parent=-1, attach=2, scored=False), Branch((6,), parent=0, attach=2)])
-    assert packed.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
-    assert packed.position_ids_T.tolist() == [0, 1, 2, 2, 3, 4]
-    assert packed.mask_BT.int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
-    assert packed.score_index_S.tolist() == [5]
+    packed = pack((1, 2, 3), [Branch((4, 5), attach=2, twigs=((6,), (7, 8))), Branch((9,), attach=3)])
+    assert packed.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 2, 3, 4, 4, 5, 3]
+    assert packed.seen_B.tolist() == [2, 2, 2, 2, 2, 3]
+    assert packed.end_B.tolist() == [5, 5, 3, 5, 5, 6]
+    assert packed.score_index_S.tolist() == [5, 7, 8]
+    assert packed.blocks == (Block(0, 6, 3),) and (packed.trunk, packed.tokens) == (3, 9)
+    assert dense(packed).int().tolist() == [
+        [1, 1, 0, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 1],
+    ]
 
 
-@pytest.mark.parametrize("branch", [Branch((), -1, 1), Branch((4,), 0, 1), Branch((4,), -1, 0), Branch((4,), -1, 4)])
+def test_blocks_by_hand(monkeypatch):
+    monkeypatch.setattr(packing, "BLOCK", 3)
+    branches = [Branch((0,), 2), Branch((0,), 1), Branch((0,), 4), Branch((0,) * 2, 3, ((0,) * 3,)), Branch((0,), 1)]
+    assert pack((0,) * 4, branches).blocks == (Block(0, 3, 4), Block(3, 8, 3), Block(8, 9, 1))
+    assert pack_sequence((1, 2)).blocks == ()
+
+
+segments = st.integers(1, 9)
+
+
+shapes_of_branches = st.lists(st.tuples(segments, segments, st.lists(segments, max_size=3)), min_size=1, max_size=6)
+
+
+@given(st.integers(1, 12), shapes_of_branches, segments)
+def test_both_masks_show_each_token_the_sequence_of_its_own(n_trunk, shapes, block):
+    """Against trees walked token by token; `block` is the size of a block, so that there are one to many."""
+    branches = [Branch((0,) * n, min(attach, n_trunk), tuple((0,) * t for t in twigs)) for n, attach, twigs in shapes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BLOCK", block)
+        packed = pack((0,) * n_trunk, branches)
+    paths = []  # for each branch token, the tree's tokens before it and itself
+    at = n_trunk
+    for branch in branches:
+        before = list(range(branch.attach))
+        own = list(range(at, at + len(branch.ids)))
+        at += len(own)
+        paths += [[*before, *own[: i + 1]] for i in range(len(own))]
+        for twig in branch.twigs:
+            tokens = list(range(at, at + len(twig)))
+            at += len(tokens)
+            paths += [[*before, *own, *tokens[: i + 1]] for i in range(len(tokens))]
+    want_BT = torch.zeros(len(paths), packed.tokens, dtype=torch.bool)
+    for row, path in zip(want_BT, paths, strict=True):
+        row[path] = True
+    assert torch.equal(dense(packed), want_BT)
+    assert packed.position_ids_T[n_trunk:].tolist() == [len(path) - 1 for path in paths]
+    flex = attention.flex_mask(packed)
+    query, key = torch.arange(flex.seq_lengths[0])[:, None], torch.arange(flex.seq_lengths[1])
+    found = flex.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
+    assert torch.equal(found[: len(paths), : packed.tokens], want_BT)
+    assert found.any(1).all() and not found[:, packed.tokens :].any()
+
+
+@pytest.mark.parametrize("branch", [Branch((), 1), Branch((4,), 0), Branch((4,), 4), Branch((4,), 1, ((5,), ()))])
 def test_a_branch_that_hangs_nowhere_is_refused(branch):
     with pytest.raises(ValueError, match="branch 0"):
         pack((1, 2, 3), [branch])
+    with pytest.raises(ValueError, match="trunk is empty"):
+        pack((), [Branch((1,), 1)])
 
 
 def test_group_rewards_equal_the_naive_form_and_partial_groups_score_the_same(model):
@@ -71,7 +137,7 @@ def test_windows_of_a_long_session_equal_the_naive_form_on_the_same_windows(mode
     asks = [Ask(t.turn, Dimension.EMPATHY) for t in SESSION.turns]
     trees, order = encode_session(SESSION, asks, render)
     assert len(trees) > 2 and sorted(order) == sorted(asks)
-    assert max(tree.tokens - len(tree.mask_BT) for tree in trees) <= render.max_trunk
+    assert max(tree.trunk for tree in trees) <= render.max_trunk
     lengths = [len(render.client(t.client) + render.therapist(t.therapist)) for t in SESSION.turns]
     start_of = {t: w.start for w in windows(lengths, range(11), render.max_trunk) for t in w.scored}
     with torch.no_grad():

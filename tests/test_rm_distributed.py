@@ -73,7 +73,7 @@ def stage_rm(config: Path, launcher: str = "torchrun") -> tuple[int, str]:
 
 
 def tree(tokens: int, scores: int = 1) -> Packed:
-    return pack((0,) * (tokens - scores), [Branch((0,), parent=-1, attach=1)] * scores)
+    return pack((0,) * (tokens - scores), [Branch((0,), attach=1)] * scores)
 
 
 def test_windows_are_dealt_longest_first_to_the_least_loaded():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from psychepass.cli import main as cli
 from psychepass.config import load as load_config
 from psychepass.schema import Dimension
-from reward_model import lora
+from reward_model import attention, lora
 from reward_model import model as models
 from reward_model.data import Ask, encode_session
 from reward_model.fit import build
@@ -73,16 +75,30 @@ def test_a_model_trained_by_adapters_is_saved_as_a_plain_one(base, tmp_path):
     assert "backbone.embed_tokens.weight" not in changed
 
 
-def test_recomputed_layers_give_the_same_gradient(base, tree, tmp_path):
-    found, calls = [], []
-    for recompute in (False, True):
-        model = build(config_of(tmp_path, base, gradient_checkpointing=recompute), base).train(recompute)
-        count = [0]
-        model.layers[0].get_submodule("self_attn").register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
-        model(tree).sum().backward()
-        calls.append(count[0])
+class Count(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_recomputed_layers_give_the_same_gradient_and_attention_is_kept(base, tree, tmp_path):
+    found, products = [], []
+    for again in (False, True):
+        model = build(config_of(tmp_path, base, gradient_checkpointing=again), base).train(again)
+        reward = model(tree).sum()
+        with Count() as backward:
+            reward.backward()
+        products.append(backward.calls[torch.ops.aten.mm.default])
+        assert not any(backward.calls[op] for op in attention.ATTENTION_OPS)
+        assert backward.calls[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default] == 2
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert calls == [1, 2]
+    assert products[1] > products[0] > 0  # linear layers ran again
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-6
 
 

@@ -54,9 +54,10 @@ class Cost:
         """Packed trees, forward: the trunk as a plain sequence, then the branches by their mask."""
         total = 0.0
         for tree in trees:
-            branch_tokens = len(tree.mask_BT)
-            total += self.sequence(tree.tokens - branch_tokens)
-            total += 2.0 * (self.linear * branch_tokens + self.attention * int(tree.mask_BT.sum()))
+            branch_tokens = len(tree.seen_B)
+            seen = int(tree.seen_B.sum()) + int((tree.end_B - torch.arange(branch_tokens)).sum())
+            total += self.sequence(tree.trunk)
+            total += 2.0 * (self.linear * branch_tokens + self.attention * seen)
         return total
 
 

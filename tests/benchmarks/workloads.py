@@ -118,7 +118,7 @@ class Group(NamedTuple):
     def one_level(self) -> list[Packed]:
         """A tree a reply: its dimensions share context and reply; two replies share nothing."""
         texts = [self.context + reply for reply in self.replies]
-        return [pack(t, [Branch(q, parent=-1, attach=len(t)) for q in self.questions]) for t in texts]
+        return [pack(t, [Branch(q, attach=len(t)) for q in self.questions]) for t in texts]
 
     def naive(self) -> list[Packed]:
         return [pack_sequence(self.context + reply + q) for reply in self.replies for q in self.questions]

@@ -114,7 +114,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
             f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
             f"{config.validation_clients} leaves none to train on"
         )
-    os.environ["WANDB_MODE"] = config.wandb or "disabled"
+    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder), "WANDB_PROJECT": "psychepass"}
 
     from reward_model.fit import fit
 

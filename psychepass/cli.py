@@ -15,6 +15,7 @@ STAGES = {
     "rm": ("reward_model.train", "train the Bradley-Terry reward model on the pairs"),
     "rm-eval": ("reward_model.evaluate", "its accuracy on test clients, beside baselines"),
     "serve-rm": ("reward_model.serve", "answer groups of replies with rewards over HTTP"),
+    "best-of-n": ("tournament.best_of_n", "its best of n replies against a random one, under the tournament's judge"),
     "grpo": ("rl.train", "align the policy with GRPO on verl"),
     "heldout": ("tournament.heldout", "base against aligned policy on held-out clients"),
     "report": ("psychepass.report", "one HTML page over a run's files"),

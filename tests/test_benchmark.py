@@ -46,9 +46,10 @@ def test_quick_writes_a_flat_list_of_figures(tmp_path, capsys):
 @pytest.mark.skipif(not trl_trainer.INSTALLED, reason="trl is not installed: pip install trl==1.16.0")
 def test_trl_has_the_same_weights_and_computes_the_same_loss():
     model = benchmark.build("tiny", "cpu").eval()
-    sessions = workloads.client(workloads.renderer(680), 680)
+    longest = 1500  # so that every session has words of its own beside its labels
+    sessions = workloads.client(workloads.renderer(longest), longest)
     pairs = workloads.swiss_pairs(sessions, 1.0)[:2]
-    trainer = trl_trainer.trainer_of(model, pairs, sessions, longest=680, checkpointing=False)
+    trainer = trl_trainer.trainer_of(model, pairs, sessions, longest, checkpointing=False)
     for row in trainer.train_dataset:
         loss = trainer.compute_loss(trainer.model, trainer.data_collator([row]))
         rewards = [model(pack_sequence(tuple(row[side]))) for side in ("chosen_ids", "rejected_ids")]

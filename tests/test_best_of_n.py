@@ -82,17 +82,21 @@ def test_a_turn_with_too_few_replies_is_left_out() -> None:
 def test_gains_of_a_reward_model_that_agrees_or_disagrees_with_the_judge(
     sign: float, scripts: list[Script], tmp_path: Path
 ) -> None:
-    """Three replies a turn: a rule-based therapist's, and two that say nothing. The reward says which is which."""
+    """Four replies a turn: a rule-based therapist's, twice, and two that say nothing. The reward says which is which,
+    so that of any three the choice is the same, and the random reply is the other kind half of the time."""
     entry = TherapistEntry(name="explorer", kind="rules", family="explorer", rules="explorer")
     split_of = {s.profile_id: "test" for s in scripts}
     sessions = simulate(scripts, [entry], [0], split_of, folder=tmp_path, target_words=30, sampling=Sampling(),
                         heldout=False, cache_gib=1.0)  # fmt: skip
     judges = {role: ReferenceJudge(role, dict.fromkeys(Dimension, 0.05)) for role in ("judge", "shadow")}
     found = {}
-    for n in (1, 2):
+    for n in (1, 3):
         draws, battles = [], {role: [] for role in judges}
         for own in sessions:
-            turns = [Answers(t.turn, (t.therapist, "Ok.", "Yes."), (sign, -sign, -sign)) for t in own.turns]
+            turns = [
+                Answers(t.turn, (t.therapist, t.therapist, "Ok.", "Yes."), (sign, sign, -sign, -sign))
+                for t in own.turns
+            ]
             script = next(s for s in scripts if s.id == own.script_id)
             for draw in range(8):
                 picked = choices.choices_of(turns, own, n, draw, seed=0)
@@ -102,10 +106,10 @@ def test_gains_of_a_reward_model_that_agrees_or_disagrees_with_the_judge(
                 draws.append(Draw(profile_id=own.profile_id, session=own.id, n=n, draw=draw, best=(), other=(),
                                   gain=sum(c.gain for c in picked) / len(picked), winners={}))  # fmt: skip
         found[n] = choices.gain(draws, battles, seed=0)
-    assert found[2]["overall"]["n"] == 2 and found[2]["overall"]["battles"] == 16
-    assert abs(found[1]["overall"]["score"]) < 0.5 < sign * found[2]["overall"]["score"]
-    assert sign * found[2]["shadow"]["overall"]["score"] > 0.5
-    assert abs(found[1]["reward_score"]["value"]) < 0.3 < found[2]["reward_score"]["value"]
+    assert found[3]["overall"]["n"] == 2 and found[3]["overall"]["battles"] == 16
+    assert abs(found[1]["overall"]["score"]) < 0.5 < sign * found[3]["overall"]["score"]
+    assert sign * found[3]["shadow"]["overall"]["score"] > 0.5
+    assert abs(found[1]["reward_score"]["value"]) < 0.3 < found[3]["reward_score"]["value"]
 
 
 # --- the stage ---------------------------------------------------------------------------------

@@ -18,6 +18,10 @@ psychepass_python() {
 
 psychepass_setup() {
     local stamp python
+    if [ -L .venv ]; then
+        echo "setup: $PWD/.venv is a symbolic link to $(readlink .venv), whose packages this would change; delete the link" >&2
+        return 2
+    fi
     stamp=".venv/installed-$(cat pyproject.toml launch/cpu-constraints.txt launch/setup.sh | sha256sum | cut -c1-16)"
     if [ ! -e "$stamp" ]; then
         python=$(psychepass_python) || return

@@ -17,6 +17,7 @@ STAGES = {
     "rm-eval": ("reward_model.evaluate", "its accuracy on test clients, beside baselines"),
     "serve-rm": ("reward_model.serve", "answer groups of replies with rewards over HTTP"),
     "score": ("reward_model.score", "the same for the rows of a file"),
+    "best-of-n": ("tournament.best_of_n", "its best of n replies against a random one, under the tournament's judge"),
     "grpo": ("rl.train", "align the policy with GRPO on verl"),
     "heldout": ("tournament.heldout", "base against aligned policy on held-out clients"),
     "report": ("psychepass.report", "one HTML page over a run's files"),

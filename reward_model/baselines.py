@@ -180,4 +180,5 @@ def _step(pairs: Sequence[PreferencePair], trees: Sequence[Packed], n_rewards: i
         chosen_PS=chosen_PS,
         rejected_PS=rejected_PS,
         weight_P=torch.tensor([p.weight for p in pairs]),
+        dimensions=tuple(p.dimension for p in pairs),
     )

@@ -122,13 +122,17 @@ def _together(
 
 @dataclass(frozen=True)
 class ClientStep:
-    """One client's trees and pairs. A row of `chosen_PS` holds 1/n at the n rewards of that side, else 0."""
+    """One client's trees and pairs. A row of `chosen_PS` holds 1/n at the n rewards of that side, else 0.
+
+    `dimensions` are the pairs' own, for the training curves.
+    """
 
     profile_id: str
     trees: tuple[Packed, ...]
     chosen_PS: torch.Tensor
     rejected_PS: torch.Tensor
     weight_P: torch.Tensor
+    dimensions: tuple[Dimension, ...]
 
     @property
     def tokens(self) -> int:
@@ -171,6 +175,7 @@ def _step(
         chosen_PS=rows([(p.chosen, p.dimension) for p in pairs]),
         rejected_PS=rows([(p.rejected, p.dimension) for p in pairs]),
         weight_P=torch.tensor([p.weight for p in pairs]),
+        dimensions=tuple(p.dimension for p in pairs),
     )
 
 
@@ -182,4 +187,5 @@ def join(steps: Sequence[ClientStep]) -> ClientStep:
         chosen_PS=torch.block_diag(*(s.chosen_PS for s in steps)),
         rejected_PS=torch.block_diag(*(s.rejected_PS for s in steps)),
         weight_P=torch.cat([s.weight_P for s in steps]),
+        dimensions=tuple(d for s in steps for d in s.dimensions),
     )

@@ -57,7 +57,8 @@ def fit(
     if rank == 0:
         _refuse_broken(whole, config)
         card = models.save(whole, tokenizer, folder, config.base, config.max_length, config.max_response)
-        write_card(folder, config, card, selection.epoch, len(pairs), len(clients))
+        imported = any(s.client.kind == "imported" for s in sessions.values())
+        write_card(folder, config, card, selection.epoch, len(pairs), len(clients), imported)
         models.finish(whole, folder, card)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -66,23 +66,20 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: PairTrainer):
         self.trainer = trainer
         self.bar: tqdm | None = None
-        self.begun = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="rm", unit="step")
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.begun = time.perf_counter()
+        self.trainer.begun = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "grad_norm" in logs and state.is_world_process_zero:
-            seconds = round(time.perf_counter() - self.begun, 3)
-            facts = {k: logs[k] for k in ("grad_norm", "learning_rate")} | self.trainer.facts
-            self.trainer.step_log.append({"step": state.global_step, "epoch": state.epoch, "seconds": seconds} | facts)
+            self.trainer.step_log.append(logs | {"step": state.global_step})
             if self.bar is not None:
                 self.bar.update(state.global_step - self.bar.n)
-                self.bar.set_postfix(loss=f"{facts['loss']:.3f}", accuracy=f"{facts['accuracy']:.2f}")
+                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.2f}")
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()  # each rank writes a part

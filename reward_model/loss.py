@@ -9,11 +9,12 @@ from torch.nn.functional import softplus
 
 
 class PairLoss(NamedTuple):
-    """`loss` is differentiable; `accuracy` (equal rewards count half) and `margin` are weighted means."""
+    """`loss` is differentiable; `accuracy` and `margin` are weighted means, accuracy of `correct_P`: 1, 0 or a half."""
 
     loss: torch.Tensor
     accuracy: float
     margin: float
+    correct_P: torch.Tensor
 
 
 def bradley_terry(delta_P: torch.Tensor, weight_P: torch.Tensor) -> torch.Tensor:
@@ -41,4 +42,4 @@ def pair_loss(
     share_P = weight_P / weight_P.sum()
     with torch.no_grad():
         correct_P = (delta_P > 0).float() + 0.5 * (delta_P == 0).float()
-        return PairLoss(loss, float((share_P * correct_P).sum()), float((share_P * delta_P).sum()))
+        return PairLoss(loss, float((share_P * correct_P).sum()), float((share_P * delta_P).sum()), correct_P)

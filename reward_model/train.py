@@ -116,7 +116,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
             f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
             f"{config.validation_clients} leaves none to train on"
         )
-    os.environ["WANDB_MODE"] = config.wandb or "disabled"
+    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder), "WANDB_PROJECT": "psychepass"}
 
     from reward_model.fit import fit
 
@@ -129,8 +129,21 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
     say(f"rm: {card.model} in {folder}")
 
 
-def write_card(folder: Path, config: RMConfig, card: Card, epoch: float, n_pairs: int, n_clients: int) -> None:
-    """The model card: what the scores mean, and what they do not."""
+def write_card(
+    folder: Path, config: RMConfig, card: Card, epoch: float, n_pairs: int, n_clients: int, imported: bool
+) -> None:
+    """The model card: what the scores mean, and what they do not. Nothing is known of who speaks in imported pairs."""
+    if imported:
+        data = f"{n_pairs} imported pairs of {n_clients} clients"
+        words = "The scores repeat what was preferred in the imported pairs, not therapeutic competence."
+        told = ""
+    else:
+        data = f"{n_pairs} judged pairs of {n_clients} fictional clients"
+        words = (
+            "The scores repeat what a judge preferred; a reference judge's verdicts describe text features, not "
+            "therapeutic competence."
+        )
+        told = "Clients are fictional; replies are machine-written and may be harmful. "
     validated = f"epoch {epoch:g}, chosen on {config.validation_clients} train clients held aside"
     kept = validated if config.validation_clients else f"the last of {config.epochs} epochs, fixed beforehand"
     records.write_atomic(
@@ -144,13 +157,12 @@ tags: [reward-model, psychepass]
 
 Gives a raw score to (conversation, reply, dimension) for 11 therapeutic dimensions; only the difference of two
 scores on the same conversation and dimension means something. Base {config.base}, {card.layers} layers and a scalar
-fp32 head; Bradley-Terry loss on {n_pairs} judged pairs of {n_clients} fictional clients; {kept}.
+fp32 head; Bradley-Terry loss on {data}; {kept}.
 Accuracy on test clients, beside its baselines: metrics.json. Loss by step: {LOG}.
 
 Load with `reward_model.model.load(folder)`, or serve with `psychepass serve-rm`.
 
-Research software. Clients are fictional; replies are machine-written and may be harmful. Not for use with people
-in distress; does not replace a clinician. The scores repeat what a judge preferred; a reference judge's verdicts
-describe text features, not therapeutic competence. If someone may be in danger, contact local emergency services.
+Research software. {told}Not for use with people in distress; does not replace a clinician.
+{words} If someone may be in danger, contact local emergency services.
 """,
     )

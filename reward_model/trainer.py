@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
 from psychepass.errors import UserError
-from reward_model import lora
+from reward_model import curves, lora
 from reward_model import model as models
 from reward_model.data import ClientStep, join
 from reward_model.journal import StepLog, Watch, last_whole_checkpoint, refuse_other_world, step_of
@@ -37,7 +38,7 @@ from reward_model.train import CHECKPOINTS, LOG, RMConfig
 class PairTrainer(Trainer):
     """`encode` makes a step of some items of `train`; by default they are clients' steps already.
 
-    `facts` are the last step's loss, accuracy, margin, pairs and tokens.
+    `facts` are the last step's, of reward_model.curves; `begun` is when it began.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class PairTrainer(Trainer):
         self.rank, self.world = arguments.process_index, arguments.world_size
         self.validation = list(validation)
         self.facts: dict[str, float] = {}
+        self.flops, self.begun = 0.0, time.perf_counter()
+        peak = curves.peak_flops(arguments.device, config.precision)
+        self.peak = peak and peak * self.world
         self.step_log = StepLog(folder / LOG)
         self.checkpoints = folder / CHECKPOINTS
         super().__init__(
@@ -145,7 +149,8 @@ class PairTrainer(Trainer):
             (slopes_S,) = torch.autograd.grad(result.loss, rewards_S)
             self._backward_by_window(model, step, slopes_S)
         else:
-            result = self._pair_loss(self._rewards(model, step), step)
+            rewards_S = self._rewards(model, step)
+            result = self._pair_loss(rewards_S, step)
             self.accelerator.backward(result.loss)
         loss = result.loss.detach()
         if not torch.isfinite(loss):
@@ -153,8 +158,16 @@ class PairTrainer(Trainer):
                 f"the loss of step {self.state.global_step + 1} (clients {step.profile_id}) is {float(loss)}; lower "
                 f"learning_rate ({self.config.learning_rate}), or use precision: fp32"
             )
-        self.facts = _facts(result, step)
+        self.facts = curves.step_facts(result, rewards_S, step)
+        self.flops = curves.training_flops(self.model, step.trees) if self.peak else 0.0  # type: ignore[arg-type]
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """W&B shows of a step what train_log.jsonl holds of it."""
+        if "grad_norm" in logs:
+            seconds = time.perf_counter() - self.begun
+            logs |= self.facts | curves.step_speed(self.facts, seconds, self.flops, self.peak)
+        super().log(logs, start_time)
 
     def _backward_by_window(self, model, step: ClientStep, slopes_S: torch.Tensor) -> None:
         """Second pass: the gradient of sum(dL/dr r), one window's graph at a time, over all ranks.
@@ -210,11 +223,6 @@ class PairTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _facts(result: PairLoss, step: ClientStep) -> dict[str, float]:
-    facts = {"loss": float(result.loss.detach()), "accuracy": result.accuracy, "margin": result.margin}
-    return facts | {"pairs": len(step.weight_P), "tokens": step.tokens}
 
 
 def training_arguments(config: RMConfig, folder: Path, validated: bool) -> TrainingArguments:

@@ -13,6 +13,7 @@ import torch
 
 from reward_model import attention
 from reward_model.data import ClientStep
+from reward_model.loss import bradley_terry
 from reward_model.model import RewardModel
 from reward_model.packing import pack_sequence
 from tests.benchmarks import reward_model as benchmark
@@ -42,6 +43,21 @@ def test_quick_writes_a_flat_list_of_figures(tmp_path, capsys):
     assert by_name[f"{full}/{naive}/time ratio"] > 5
     assert any("TRL" in name for name in by_name) == trl_trainer.INSTALLED
     assert ("trl is not installed: skipped" in capsys.readouterr().out) != trl_trainer.INSTALLED
+
+
+@pytest.mark.skipif(not trl_trainer.INSTALLED, reason="trl is not installed: pip install trl==1.16.0")
+def test_trl_has_the_same_weights_and_computes_the_same_loss():
+    model = benchmark.build("tiny", "cpu").eval()
+    longest = 1500  # so that every session has words of its own beside its labels
+    sessions = workloads.client(workloads.renderer(longest), longest)
+    pairs = workloads.swiss_pairs(sessions, 1.0)[:2]
+    trainer = trl_trainer.trainer_of(model, pairs, sessions, longest, checkpointing=False)
+    for row in trainer.train_dataset:
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator([row]))
+        rewards = [model(pack_sequence(tuple(row[side]))) for side in ("chosen_ids", "rejected_ids")]
+        delta = torch.cat(rewards)[:1] - torch.cat(rewards)[1:]
+        assert delta.abs() > 1e-4  # equal rewards would give log 2 whatever the weights
+        assert loss.item() == pytest.approx(bradley_terry(delta, torch.ones(1)).item(), abs=1e-6)
 
 
 def test_bf16_errors_are_measured_against_fp32():

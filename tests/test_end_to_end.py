@@ -64,6 +64,7 @@ class Loop:
                 "validation_prompts": 2,
                 "save_every": 1,
             },
+            "best-of-n": {"policy": base, "n": [1, 2], "draws": 2},
             "heldout": {
                 "splits": str(splits),
                 "sampling": {"max_tokens": 12},
@@ -96,7 +97,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         made.call(stage)
     scorer = subprocess.Popen(made.command("serve-rm"), cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        for stage in ("grpo", "heldout", "report"):
+        for stage in ("grpo", "best-of-n", "heldout", "report"):
             made.call(stage)
     finally:
         scorer.terminate()
@@ -125,7 +126,10 @@ def test_every_file_is_there_and_whole(loop: Loop) -> None:
     page = (run / "report.html").read_text()
     assert "does not replace a clinician" in " ".join(page.split())
     assert list((run / "figures").glob("*.png"))
-    stages = {"simulate", "tournament", "data", "rm", "rm-eval", "grpo", "heldout", "report"}
+    chosen = loop.json("best_of_n/summary.json")
+    assert chosen["clients"] == 2 and set(chosen["gain"]) == {"1", "2"} and chosen["samples"] == 3
+    assert chosen["reward_model"] == metrics["model"]
+    stages = {"simulate", "tournament", "data", "rm", "rm-eval", "grpo", "best-of-n", "heldout", "report"}
     assert {p.stem for p in (run / "manifests").glob("*.json")} == stages
     assert not (run / "scorer.json").exists()
 
@@ -140,7 +144,7 @@ def test_grpo_moved_two_workers_in_step(loop: Loop) -> None:
 @pytest.mark.timeout(900)
 def test_a_second_call_of_every_stage_does_nothing(loop: Loop) -> None:
     before = {p: p.read_bytes() for p in loop.run.rglob("*") if p.is_file() and p.suffix != ".lock"}
-    for stage in ("simulate", "tournament", "data", "rm", "rm-eval", "grpo", "heldout", "report"):
+    for stage in ("simulate", "tournament", "data", "rm", "rm-eval", "grpo", "best-of-n", "heldout", "report"):
         assert "done before" in loop.call(stage)
     assert {p: p.read_bytes() for p in loop.run.rglob("*") if p.is_file() and p.suffix != ".lock"} == before
 

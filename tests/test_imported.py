@@ -186,6 +186,9 @@ def test_an_imported_file_trains_and_tests_a_model(kind: str, tmp_path: Path) ->
     from tests.test_reward_model import write_config
 
     assert cli(["rm", str(write_config(tmp_path, run, tiny_model(tmp_path), epochs=4))]) == 0
+    card = (run / "reward_model" / "README.md").read_text()
+    assert "6 imported pairs of 3 clients" in card and "fictional" not in card and "machine-written" not in card
+    assert "does not replace a clinician" in card
     (tmp_path / "eval.yaml").write_text(json.dumps({"run": str(run)}))
     assert cli(["rm-eval", str(tmp_path / "eval.yaml")]) == 0
     metrics = records.read_json(run / "reward_model" / "metrics.json")

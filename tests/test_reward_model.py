@@ -223,6 +223,7 @@ def test_training_writes_its_log_model_and_card(trained):
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.9
     card = (trained / "reward_model" / "README.md").read_text()
     assert "does not replace a clinician" in card and "-rm@" in card
+    assert "69 judged pairs of 3 fictional clients" in card and "Clients are fictional" in card
     assert not (trained / "reward_model" / "checkpoints").exists()
     manifest = records.read_json(trained / "manifests" / "rm.json")
     assert manifest["ended"] and manifest["notes"]["model"] in card

@@ -1,10 +1,11 @@
-"""The real TRL RewardTrainer on the rows of preference_rows, with its max_length raised; trl is optional."""
+"""The real TRL RewardTrainer on the rows of preference_rows, with its max_length raised; trl comes with `dev`."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -30,18 +31,14 @@ def classifier(model: RewardModel) -> torch.nn.Module:
     return built.to(next(model.parameters()).device)
 
 
-def job(
+def trainer_of(
     model: RewardModel,
     pairs: Sequence[PreferencePair],
     sessions: Mapping[str, Session],
     longest: int,
-    rows: int,
     checkpointing: bool,
-) -> Job:
-    """Forward and backward of a sample of `rows` rows, one row (two sequences, padded alike) a batch.
-
-    The FLOPs count real tokens, not padding. TRL filters rows over max_length; none is lost here.
-    """
+) -> Any:
+    """A RewardTrainer of `classifier(model)`. TRL filters rows over max_length; none is lost here."""
     from datasets import Dataset, disable_progress_bars
     from trl import RewardConfig, RewardTrainer
 
@@ -63,6 +60,23 @@ def job(
     trainer.current_gradient_accumulation_steps = 1  # train() would set it
     prepared = trainer.train_dataset
     assert len(prepared) == len(data), f"TRL lost {len(data) - len(prepared)} of {len(data)} rows"
+    return trainer
+
+
+def job(
+    model: RewardModel,
+    pairs: Sequence[PreferencePair],
+    sessions: Mapping[str, Session],
+    longest: int,
+    rows: int,
+    checkpointing: bool,
+) -> Job:
+    """Forward and backward of a sample of `rows` rows, one row (two sequences, padded alike) a batch.
+
+    The FLOPs count real tokens, not padding.
+    """
+    trainer = trainer_of(model, pairs, sessions, longest, checkpointing)
+    prepared = trainer.train_dataset
     cost = Cost(model)
     flops = [
         3 * (cost.sequence(len(chosen)) + cost.sequence(len(rejected)))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from psychepass.schema import Identity, PreferencePair, Session, Side, Turn
+from psychepass.schema import Dimension, Identity, PreferencePair, Session, Side, Turn
 from reward_model.data import ClientStep
 from reward_model.packing import Branch, Ids, Packed, pack, pack_group, pack_sequence
 from rollout_env.profiles import load_profiles
@@ -134,6 +134,7 @@ class Group(NamedTuple):
             chosen_PS=chosen_RDS.flatten(0, 1),
             rejected_PS=reward_RDS[1:].flatten(0, 1),
             weight_P=torch.ones((n_replies - 1) * n_questions),
+            dimensions=tuple(Dimension)[:n_questions] * (n_replies - 1),
         )
 
 

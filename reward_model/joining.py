@@ -53,3 +53,9 @@ def pack_groups(groups: Sequence[Rendered]) -> Packed:
         return pack_group(*groups[0])
     branches = [Branch(r, len(g.context), g.suffixes) for g in groups for r in g.responses]
     return pack(max((g.context for g in groups), key=len), branches)
+
+
+def parted(rewards_S: Sequence[float], groups: Sequence[Rendered]) -> list[list[list[float]]]:
+    """A tree's scores as [group][response][dimension]."""
+    left = iter(rewards_S)
+    return [[[next(left) for _ in g.suffixes] for _ in g.responses] for g in groups]

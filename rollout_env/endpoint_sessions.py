@@ -1,0 +1,138 @@
+"""Sessions whose therapist is behind an endpoint: many open at once, each at its own pace.
+
+An endpoint has as many sessions open as it takes calls at once. A reply is on disk before the next one of its
+session is asked for, so a kill loses the calls in flight and nothing else. A session that gets no answer stays
+open for the next run; one that twice gets an unreadable answer to the same turn ends as a Failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+
+from tqdm import tqdm
+
+from psychepass.endpoint import Endpoint
+from psychepass.llm import BudgetSpent, ChatClient, ContextOverflow, Ledger, Refused, Reply, Transport, Unreadable
+from psychepass.records import Appender
+from psychepass.schema import Record, Usage
+from rollout_env.open_session import OpenSession, SessionFiles
+from rollout_env.therapist import CUT_TURNS, Answer, Conversation, chat_messages
+
+
+def hold_over_endpoints(
+    groups: Sequence[tuple[Endpoint, list[OpenSession]]], files: SessionFiles, ledger: Ledger, bar: tqdm
+) -> Counter[str]:
+    """Hold every session that can be held now; returns why others were left open, with their number.
+
+    Raises:
+        UserError: a key, an address or a model is wrong; no call was made.
+    """
+    return asyncio.run(_hold(groups, files, ledger, bar))
+
+
+async def _hold(
+    groups: Sequence[tuple[Endpoint, list[OpenSession]]], files: SessionFiles, ledger: Ledger, bar: tqdm
+) -> Counter[str]:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(ChatClient(endpoint, ledger)) for endpoint, _ in groups]
+        await asyncio.gather(*(client.check() for client in clients))
+        rooms = [_Room(client, sessions, files, bar) for client, (_, sessions) in zip(clients, groups, strict=True)]
+        await asyncio.gather(*(room.hold() for room in rooms))
+    return sum((room.left_open for room in rooms), Counter())
+
+
+class _GroupedAppends:
+    """Records that arrive in one turn of the event loop share one write and one fsync."""
+
+    def __init__(self, appender: Appender):
+        self._appender = appender
+        self._waiting: list[tuple[Record, asyncio.Future[None]]] = []
+
+    async def append(self, record: Record) -> None:
+        """Returns once the record is on disk."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._write)
+        self._waiting.append((record, written := loop.create_future()))
+        await written
+
+    def _write(self) -> None:
+        batch, self._waiting = self._waiting, []
+        error: Exception | None = None
+        try:
+            self._appender.append(*(record for record, _ in batch))
+        except Exception as e:  # those that wait must hear of it, whatever it is
+            error = e
+        for _, written in batch:
+            if written.cancelled():
+                continue
+            if error:
+                written.set_exception(error)
+            else:
+                written.set_result(None)
+
+
+class _Room:
+    """The sessions of one endpoint. `left_open`: why sessions were not ended here, and how many."""
+
+    def __init__(self, client: ChatClient, sessions: Sequence[OpenSession], files: SessionFiles, bar: tqdm):
+        self.client, self.bar = client, bar
+        self.sessions, self.left_open = sessions, Counter[str]()
+        self._turns, self._ended = _GroupedAppends(files.turns), _GroupedAppends(files.sessions)
+        self._failures = files.failures
+
+    async def hold(self) -> None:
+        queue = iter(self.sessions)
+        n_open = min(self.client.endpoint.max_concurrent, len(self.sessions))
+        await asyncio.gather(*(self._hold_in_turn(queue) for _ in range(n_open)))
+
+    async def _hold_in_turn(self, queue: Iterator[OpenSession]) -> None:
+        for session in queue:
+            try:
+                await self._hold_one(session)
+            except (Transport, Refused, BudgetSpent) as e:
+                reason = f"{self.client.endpoint.name}: {e}" if isinstance(e, Transport) else str(e)
+                # where nothing more can be asked, the sessions not begun are left as well
+                rest = 0 if isinstance(e, Transport) and not self.client.closed else sum(1 for _ in queue)
+                self.left_open[reason] += 1 + rest
+
+    async def _hold_one(self, session: OpenSession) -> None:
+        cut = 0  # exchanges left out at the beginning, once the whole is too long for the model
+        while not session.complete:
+            faults, usage, answer = [], Usage(), None
+            for attempt in range(2):
+                asked = session.ask(attempt)
+                try:
+                    reply, cut, refused = await self._ask(asked, len(session.turns) + 1, cut)
+                    answer = Answer(reply.text, None, usage + refused + reply.usage)
+                    break
+                except Unreadable as e:
+                    faults.append(e.reason)
+                    usage += e.usage
+            if answer is None:
+                self._failures.append(session.failure("unreadable reply, twice", usage, ", then ".join(faults)))
+                return
+            await self._turns.append(session.add(answer))
+            self.bar.update()
+        await self._ended.append(session.session())
+
+    async def _ask(self, asked: Conversation, turn: int, cut: int) -> tuple[Reply, int, Usage]:
+        """The reply, the exchanges left out, and what the tries cost that were too long."""
+        usage = Usage()
+        while True:
+            messages = chat_messages(asked.system, asked.history[cut:], asked.client)
+            try:
+                about = f"session {asked.key} turn {turn}"
+                return await self.client.chat(messages, asked.sampling, seed=asked.seed, about=about), cut, usage
+            except ContextOverflow as e:
+                if cut >= len(asked.history):
+                    self.client.closed = Refused(
+                        f"{self.client.endpoint.name}: session {asked.key}: a prompt without any history and a reply "
+                        f"of up to {asked.sampling.max_tokens} tokens exceed the model's context: {e.detail}"
+                    )
+                    raise self.client.closed from e
+                usage += e.usage
+                cut = min(cut + CUT_TURNS, len(asked.history))

@@ -60,7 +60,7 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         drop_torn_line(self.path)
         self.spent_usd = sum(c.cost_usd for c in read_calls(self.path)) if self.path.exists() else 0.0
-        self._reserved_usd, self._under_way, self._stopped = 0.0, 0, False
+        self._reserved_usd, self._under_way, self._stopped = 0.0, 0, ""
         self._settled = asyncio.Event()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
@@ -73,16 +73,17 @@ class Ledger:
         Raises:
             BudgetSpent: too little is left and nothing is under way; from then on at every call.
         """
-        while self._stopped or self._is_short(usd):
-            if self._stopped or not self._under_way:
-                self._stopped = True
-                self._settled.set()
-                raise BudgetSpent(
-                    f"budget_usd is {self.budget_usd}, {self.spent_usd:.6g} are spent ({self.path}) and the next "
-                    f"call may cost {usd:.6g}; raise budget_usd and call again to go on"
-                )
-            self._settled.clear()
-            await self._settled.wait()
+        while not self._stopped and self._is_short(usd):
+            if self._under_way:
+                self._settled.clear()
+                await self._settled.wait()
+                continue
+            self._stopped = (
+                f"budget_usd is {self.budget_usd}, {self.spent_usd:.6g} are spent ({self.path}) and the next "
+                f"call may cost {usd:.6g}; raise budget_usd and call again to go on"
+            )
+        if self._stopped:
+            raise BudgetSpent(self._stopped)
         self._reserved_usd += usd
         self._under_way += 1
         try:

@@ -247,6 +247,7 @@ class ChatClient:
 
         seen = ""
         for number in range(CHECK_TRIES):
+            await asyncio.sleep(number * FIRST_PAUSE_S)
             try:
                 async with asyncio.timeout(min(CHECK_TIMEOUT_S, self.endpoint.timeout_s)):
                     response = await self._client.get("/models", cast_to=httpx.Response)
@@ -257,7 +258,6 @@ class ChatClient:
                 return None
             except (TimeoutError, APIConnectionError) as e:
                 seen = self._scrub(_cause(e))
-            await asyncio.sleep(FIRST_PAUSE_S * 2**number)
         raise UserError(f"{self.endpoint.base_url} (model {self.endpoint.model!r}) cannot be reached: {seen}")
 
     def _scrub(self, text: str) -> str:

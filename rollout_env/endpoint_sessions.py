@@ -8,6 +8,7 @@ open for the next run; one that twice gets an unreadable answer to the same turn
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -20,6 +21,8 @@ from psychepass.records import Appender
 from psychepass.schema import Record, Usage
 from rollout_env.open_session import OpenSession, SessionFiles
 from rollout_env.therapist import CUT_TURNS, Answer, Conversation, chat_messages
+
+OTHER_FILES = 256
 
 
 def hold_over_endpoints(
@@ -36,12 +39,21 @@ def hold_over_endpoints(
 async def _hold(
     groups: Sequence[tuple[Endpoint, list[OpenSession]]], files: SessionFiles, ledger: Ledger, bar: tqdm
 ) -> Counter[str]:
+    _permit_sockets(sum(endpoint.max_concurrent for endpoint, _ in groups))
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(ChatClient(endpoint, ledger)) for endpoint, _ in groups]
         await asyncio.gather(*(client.check() for client in clients))
         rooms = [_Room(client, sessions, files, bar) for client, (_, sessions) in zip(clients, groups, strict=True)]
         await asyncio.gather(*(room.hold() for room in rooms))
     return sum((room.left_open for room in rooms), Counter())
+
+
+def _permit_sockets(n: int) -> None:
+    """Raise this process's limit of open files where so many connections would pass it (1,024 is a common one)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n + OTHER_FILES if hard == resource.RLIM_INFINITY else min(n + OTHER_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _GroupedAppends:
@@ -81,6 +93,7 @@ class _Room:
     def __init__(self, client: ChatClient, sessions: Sequence[OpenSession], files: SessionFiles, bar: tqdm):
         self.client, self.bar = client, bar
         self.sessions, self.left_open = sessions, Counter[str]()
+        self._reasons: dict[str, str] = {}
         self._turns, self._ended = _GroupedAppends(files.turns), _GroupedAppends(files.sessions)
         self._failures = files.failures
 
@@ -94,10 +107,16 @@ class _Room:
             try:
                 await self._hold_one(session)
             except (Transport, Refused, BudgetSpent) as e:
-                reason = f"{self.client.endpoint.name}: {e}" if isinstance(e, Transport) else str(e)
+                reason = self._reason(e)
                 # where nothing more can be asked, the sessions not begun are left as well
                 rest = 0 if isinstance(e, Transport) and not self.client.closed else sum(1 for _ in queue)
                 self.left_open[reason] += 1 + rest
+
+    def _reason(self, error: Transport | Refused | BudgetSpent) -> str:
+        """The same for errors of one kind, with the details of the first of them."""
+        if not isinstance(error, Transport):
+            return str(error)
+        return self._reasons.setdefault(error.reason, f"{self.client.endpoint.name}: {error}")
 
     async def _hold_one(self, session: OpenSession) -> None:
         cut = 0  # exchanges left out at the beginning, once the whole is too long for the model

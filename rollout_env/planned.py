@@ -1,4 +1,4 @@
-"""What is still to be asked of each model, for --dry-run."""
+"""What is still to be asked of each endpoint, for --dry-run."""
 
 from __future__ import annotations
 
@@ -9,30 +9,18 @@ from psychepass.endpoint import MESSAGE_TOKENS, Price, text_tokens
 from rollout_env.open_session import OpenSession
 from rollout_env.therapist import TherapistEntry
 
-OWN_WEIGHTS = Price(input=0.0, output=0.0)
-
 
 def planned_calls(sessions: Iterable[OpenSession], therapists: Sequence[TherapistEntry]) -> list[Planned]:
-    """By model, in the order of the config; rules are no model.
+    """By model, in the order of the config; `therapists` are endpoints.
 
     Replies are taken to have the length that the prompt asks for; at most, all are as long as the token bound
     lets them be, and stand in every later prompt.
     """
-    by_model: dict[str, tuple[Price, list[OpenSession]]] = {}
-    entries = {t.name: t for t in therapists}
-    for t in therapists:
-        if t.kind != "rules":
-            price = t.endpoint.price if t.endpoint else OWN_WEIGHTS
-            by_model.setdefault(_model(t), (price, []))
+    endpoints = {t.name: t.endpoint for t in therapists if t.endpoint}
+    by_model: dict[str, tuple[Price, list[OpenSession]]] = {e.name: (e.price, []) for e in endpoints.values()}
     for session in sessions:
-        entry = entries[session.plan.therapist.name]
-        if entry.kind != "rules":
-            by_model[_model(entry)][1].append(session)
+        by_model[endpoints[session.plan.therapist.name].name][1].append(session)
     return [_count(model, price, of_model) for model, (price, of_model) in by_model.items()]
-
-
-def _model(entry: TherapistEntry) -> str:
-    return entry.endpoint.name if entry.endpoint else str(entry.weights)
 
 
 def _count(model: str, price: Price, sessions: Sequence[OpenSession]) -> Planned:

@@ -26,6 +26,7 @@ from psychepass.run import say
 from psychepass.schema import Sampling, Script, Session
 from psychepass.splits import Split
 from psychepass.weights import resolve
+from rollout_env.endpoint_sessions import hold_over_endpoints
 from rollout_env.open_session import OpenSession, SessionFiles
 from rollout_env.plan import plan_sessions
 from rollout_env.therapist import Answer, LocalTherapists, RuleTherapists, TherapistEntry
@@ -105,8 +106,6 @@ def _over_endpoints(
     groups = endpoint_groups(todo, entries)
     if not groups:
         return Counter()
-    from rollout_env.endpoint_sessions import hold_over_endpoints  # the client library takes a second to import
-
     with Ledger(path, budget_usd) as ledger:
         before_usd = ledger.spent_usd
         left_open = hold_over_endpoints(groups, files, ledger, bar)

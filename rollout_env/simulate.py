@@ -56,6 +56,9 @@ class SimulateConfig(StageConfig):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two therapists are called {', '.join(twice)}; each needs a name of its own")
+        unknown = sorted({n for met in self.meets.values() for n in met} - set(names))
+        if unknown:
+            raise ValueError(f"meets names {', '.join(unknown)}; permitted: {', '.join(names)}")
         return self
 
 
@@ -108,16 +111,21 @@ def _anything_said(folder: Path) -> bool:
 
 
 def dry_run(config_path: str, overrides: list[str]) -> None:
-    """Print what is still to be asked of each model; nothing is asked or written."""
+    """Print what is still to be asked of each endpoint; nothing is asked or written.
+
+    Local weights and rules cost nothing and are left out, so that no weights are fetched or read.
+    """
     config = load(SimulateConfig, config_path, overrides)
     split_of, folder = load(Splits, config.splits).of(), Path(config.run)
     _, scripts = _clients(config, split_of)
+    paid = [t for t in config.therapists if t.endpoint]
+    names = {t.name for t in paid}
     plans = plan_sessions(
-        *(scripts, config.therapists, config.seeds, split_of, config.target_words, config.sampling),
-        meets={**config.meets},
+        *(scripts, paid, config.seeds, split_of, config.target_words, config.sampling),
+        meets={split: [n for n in met if n in names] for split, met in config.meets.items()},
         heldout=False,
     )
-    planned = planned_calls(peek_unfinished(plans, folder), config.therapists)
+    planned = planned_calls(peek_unfinished(plans, folder), paid)
     ledger = folder / LEDGER
     spent_usd = sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
     print(table(planned, config.budget_usd, spent_usd))

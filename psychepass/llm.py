@@ -53,8 +53,8 @@ __all__ = [
     "Unreadable",
 ]
 
-TRIES = 8
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # doubled each time: about a minute of pauses in all
+TRIES = 10
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # doubled each time: two to three minutes of pauses in all
 LONGEST_WAIT_S = 300.0  # a server that asks for a longer wait is left for the next run
 GIVE_UP_AFTER = 20  # calls in a row without an answer: the endpoint is left for the next run
 CHECK_TRIES, CHECK_TIMEOUT_S = 3, 20.0
@@ -138,47 +138,45 @@ class ChatClient:
     async def _ask(self, messages: Sequence[Message], sampling: Sampling, seed: int | None, about: str) -> Reply:
         usage, pause_s, body = Usage(), FIRST_PAUSE_S, self._body(messages, sampling, seed)
         asked = prompt_tokens(messages)
-        most_usd = self.endpoint.price.usd(asked, sampling.max_tokens)
         for attempt in range(1, TRIES + 1):
-            if self.closed:
-                raise self.closed
-            async with self.ledger.room(most_usd):
-                await self._pace.start(asked + sampling.max_tokens)
-                begun = time.monotonic()
-                tried = await self._try(body)
-                call = self._call(tried, asked, attempt, about, time.monotonic() - begun)
-                self.ledger.add(call)
-            self._pace.correct(call.prompt_tokens + call.completion_tokens - asked - sampling.max_tokens)
-            usage += Usage(
-                calls=1,
-                prompt_tokens=call.prompt_tokens,
-                completion_tokens=call.completion_tokens,
-                seconds=call.seconds,
-                cost_usd=call.cost_usd,
-            )
+            tried, call = await self._once(body, asked, sampling.max_tokens, attempt, about)
+            usage += _usage(call)
             if tried.error is None:
                 self._unanswered = 0
                 found = tried.completion
                 return Reply(found.text, found.reasoning, found.finish == "length", usage)
             if not tried.again or attempt == TRIES or tried.wait_s > LONGEST_WAIT_S:
-                self._fail(tried, attempt, usage)
+                self._fail(tried.error, tried, usage)
             if tried.wait_s:
                 self._pace.hold(tried.wait_s)
             await asyncio.sleep(max(tried.wait_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
-    def _fail(self, tried: Tried, attempt: int, usage: Usage) -> NoReturn:
-        assert tried.error is not None
-        if issubclass(tried.error, Refused):
+    async def _once(
+        self, body: dict[str, Any], asked: int, max_tokens: int, attempt: int, about: str
+    ) -> tuple[Tried, Call]:
+        """One try within the limits, and its line in the ledger."""
+        if self.closed:
+            raise self.closed
+        async with self.ledger.room(self.endpoint.price.usd(asked, max_tokens)):
+            await self._pace.start(asked + max_tokens)
+            begun = time.monotonic()
+            tried = await self._try(body)
+            call = self._call(tried, asked, attempt, about, time.monotonic() - begun)
+            self.ledger.add(call)
+        self._pace.correct(call.prompt_tokens + call.completion_tokens - asked - max_tokens)
+        return tried, call
+
+    def _fail(self, kind: type[CallError] | type[Refused], tried: Tried, usage: Usage) -> NoReturn:
+        if issubclass(kind, Refused):
             self.closed = Refused(self._refusal(tried.outcome, tried.detail))
             raise self.closed
-        asked_to_wait = f", asked to wait {tried.wait_s:.0f} s" if tried.wait_s > LONGEST_WAIT_S else ""
-        detail = f"{tried.detail}{asked_to_wait}"
-        error = tried.error(tried.outcome, detail, usage)
-        self._unanswered = self._unanswered + 1 if isinstance(error, Transport) else 0
+        asked_to_wait = f" (asked to wait {tried.wait_s:.0f} s)" if tried.wait_s > LONGEST_WAIT_S else ""
+        error = kind(tried.outcome, tried.detail + asked_to_wait, usage)
+        self._unanswered = self._unanswered + 1 if kind is Transport else 0
         if self._unanswered >= GIVE_UP_AFTER:
-            self.closed = Transport(f"{tried.outcome}, {GIVE_UP_AFTER} calls in a row", detail)
+            self.closed = Transport(f"{tried.outcome}, {GIVE_UP_AFTER} calls in a row", error.detail)
         raise error
 
     def _refusal(self, outcome: str, detail: str) -> str:
@@ -263,6 +261,16 @@ class ChatClient:
     def _scrub(self, text: str) -> str:
         """Servers and libraries repeat what they were sent."""
         return text if self.endpoint.key_env is None else text.replace(self._key, "[key]")
+
+
+def _usage(call: Call) -> Usage:
+    return Usage(
+        calls=1,
+        prompt_tokens=call.prompt_tokens,
+        completion_tokens=call.completion_tokens,
+        seconds=call.seconds,
+        cost_usd=call.cost_usd,
+    )
 
 
 def _cause(error: Exception) -> str:

@@ -44,6 +44,7 @@ FAULTS = (
     Fault("500", 0.05, 2),
     Fault("hang", 0.01),
     Fault("cut-off JSON", 0.03),
+    Fault("cut-off transfer", 0.02),
     Fault("error body", 0.03),
     Fault("empty", 0.03),
     Fault("wrong role", 0.02),
@@ -127,7 +128,7 @@ class FaultServer:
             if kind == "hang":
                 await asyncio.sleep(self.hang_s)
             status, answer, headers = self._answer(kind, body)
-            await _send(send, status, answer, headers)
+            await _send(send, status, answer, headers, whole=kind != "cut-off transfer")
         finally:
             self.open -= 1
         self.log[number] = self.log[number]._replace(sent_s=time.monotonic())
@@ -193,10 +194,14 @@ def completion(body: dict[str, Any], model: str, text: str) -> dict[str, Any]:
     }
 
 
-async def _send(send: Any, status: int, body: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+async def _send(
+    send: Any, status: int, body: Any, headers: list[tuple[bytes, bytes]] | None = None, whole: bool = True
+) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *(headers or [])]})
+    if not whole:  # half of the bytes announced; the server then closes the connection
+        return await send({"type": "http.response.body", "body": data[: len(data) // 2], "more_body": True})
     await send({"type": "http.response.body", "body": data})
 
 

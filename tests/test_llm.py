@@ -88,13 +88,14 @@ def test_a_reply_its_usage_and_its_line(tmp_path: Path) -> None:
     assert (got.usage.calls, got.usage.prompt_tokens, got.usage.cost_usd) == (1, 5, line.cost_usd)
 
 
-@pytest.mark.parametrize("kind", ["429", "500", "hang", "cut-off JSON", "error body"])
+@pytest.mark.parametrize("kind", ["429", "500", "hang", "cut-off JSON", "cut-off transfer", "error body"])
 def test_what_passes_is_tried_again_and_every_try_has_a_line(tmp_path: Path, kind: str) -> None:
-    with served(FaultServer((Fault(kind, 1.0, 2),), hang_s=0.5)) as url:
-        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=0.2)
+    with served(FaultServer((Fault(kind, 1.0, 2),), hang_s=5.0)) as url:
+        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=1.0 if kind == "hang" else 10.0)
     lines = list(read_calls(tmp_path / "l.jsonl"))
     assert isinstance(got, Reply) and got.usage.calls == 3
     named = {"429": "status 429", "500": "status 500", "hang": "time-out", "cut-off JSON": "broken JSON"}
+    named["cut-off transfer"] = "connection"
     assert [x.outcome for x in lines] == [named.get(kind, kind)] * 2 + ["ok"]
     assert [x.attempt for x in lines] == [1, 2, 3]
     assert [x.completion_tokens for x in lines[:2]] == [0, 0]
@@ -103,11 +104,12 @@ def test_what_passes_is_tried_again_and_every_try_has_a_line(tmp_path: Path, kin
 @pytest.mark.parametrize(
     ("kind", "error", "reason", "tries"),
     [
-        ("429", Transport, "status 429", 8),
-        ("500", Transport, "status 500", 8),
-        ("hang", Transport, "time-out", 8),
-        ("cut-off JSON", Unreadable, "broken JSON", 8),
-        ("error body", Unreadable, "error body", 8),
+        ("429", Transport, "status 429", llm.TRIES),
+        ("500", Transport, "status 500", llm.TRIES),
+        ("hang", Transport, "time-out", llm.TRIES),
+        ("cut-off transfer", Transport, "connection", llm.TRIES),
+        ("cut-off JSON", Unreadable, "broken JSON", llm.TRIES),
+        ("error body", Unreadable, "error body", llm.TRIES),
         ("empty", Unreadable, "empty", 1),
         ("wrong role", Unreadable, "wrong role", 1),
         ("thoughts only", Unreadable, "empty", 1),
@@ -119,7 +121,7 @@ def test_what_stays_is_an_error_of_its_kind(
 ) -> None:
     server = FaultServer(context_words=3) if kind == "too long" else always(kind)
     with served(server) as url:
-        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=0.05)
+        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=0.05 if kind == "hang" else 10.0)
     assert type(got) is error and got.reason == reason and got.usage.calls == tries == len(server.log)
     lines = list(read_calls(tmp_path / "l.jsonl"))
     assert [x.outcome for x in lines] == [reason] * tries

@@ -142,4 +142,6 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
 
 
 def _open_at(log: Sequence[Served], at: float) -> list[Served]:
-    return [s for s in log if s.sent_s is None or s.sent_s > at]
+    """Of each conversation the last call, if it was not answered by `at`: a later one shows that it was read."""
+    last = {s.conversation: s for s in log}
+    return [s for s in last.values() if s.sent_s is None or s.sent_s > at]

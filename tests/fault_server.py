@@ -55,14 +55,11 @@ FAULTS = (
 
 
 class Served(NamedTuple):
-    """One request: the hash of its messages and of its first two (one conversation), and what it got, and when.
-
-    `sent_s` is None while the answer is not sent.
-    """
+    """One request: the hash of its messages; its conversation, which its first two messages and the temperature tell;
+    what it got; when it began and when its answer was sent (None while it is not)."""
 
     key: str
     conversation: str
-    turn: int
     kind: str
     begun_s: float
     sent_s: float | None
@@ -117,9 +114,8 @@ class FaultServer:
         kind = self._kind(body, key)
         self.seen[key] += 1
         self.bodies.append(body)
-        turn = sum(m["role"] == "user" for m in messages)
-        conversation = digest([messages[:2], body.get("seed") if turn == 0 else None])
-        self.log.append(Served(key, conversation, turn, kind, begun_s, None))
+        conversation = digest([messages[:2], body.get("temperature")])
+        self.log.append(Served(key, conversation, kind, begun_s, None))
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:

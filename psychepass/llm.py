@@ -57,6 +57,7 @@ TRIES = 10
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # doubled each time: two to three minutes of pauses in all
 LONGEST_WAIT_S = 300.0  # a server that asks for a longer wait is left for the next run
 GIVE_UP_AFTER = 20  # calls in a row without an answer: the endpoint is left for the next run
+KEEPALIVE_S = 4.0  # below the 5 s after which common servers close an idle connection, perhaps while it is taken up
 CHECK_TRIES, CHECK_TIMEOUT_S = 3, 20.0
 MOST_LISTED = 20
 
@@ -80,7 +81,7 @@ class ChatClient:
         self.endpoint, self.ledger = endpoint, ledger
         self.closed: CallError | Refused | None = None  # once set, every call raises it
         self._key = endpoint.key()
-        limits: Any = httpx.Limits(max_connections=endpoint.max_concurrent, keepalive_expiry=60.0)
+        limits: Any = httpx.Limits(max_connections=endpoint.max_concurrent, keepalive_expiry=KEEPALIVE_S)
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=endpoint.base_url,

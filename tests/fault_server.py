@@ -204,7 +204,8 @@ async def _send(
 def _server(app: Any) -> tuple[uvicorn.Server, socket.socket, int]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", backlog=4096, timeout_graceful_shutdown=1)
+    settings: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "backlog": 4096}
+    config = uvicorn.Config(app, timeout_keep_alive=60, timeout_graceful_shutdown=1, **settings)
     return uvicorn.Server(config), listener, listener.getsockname()[1]
 
 

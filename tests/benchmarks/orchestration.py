@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,9 +75,7 @@ def bare(url: str, conversations: int, http_client: Any) -> int:
         return len(script.turns)
 
     async def all_of_them() -> int:
-        async with AsyncOpenAI(
-            api_key="none", base_url=url, max_retries=0, timeout=120.0, http_client=http_client
-        ) as client:
+        async with AsyncOpenAI(api_key="none", base_url=url, timeout=120.0, http_client=http_client) as client:
             seeds = range(conversations // len(scripts))
             return sum(await asyncio.gather(*(hold(client, s, seed) for s in scripts for seed in seeds)))
 
@@ -100,6 +99,7 @@ def worker(kind: str, url: str, conversations: int) -> dict[str, float]:
 
 def measure(conversations: int, rounds: int, delay_s: float) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    quiet = os.environ | {"TQDM_DISABLE": "1"}
     for _ in range(rounds):
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as name:
@@ -120,7 +120,7 @@ def measure(conversations: int, rounds: int, delay_s: float) -> dict[str, list[d
                     url = f"http://127.0.0.1:{port.read_text()}/v1"
                     call = [sys.executable, "-m", "tests.benchmarks.orchestration", "--worker", kind, "--url", url]
                     call += ["--conversations", str(conversations)]
-                    done = subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+                    done = subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
                 finally:
                     server.terminate()
                     server.wait(timeout=30)

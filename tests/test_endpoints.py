@@ -88,7 +88,7 @@ def test_three_kills_change_no_record_and_repeat_only_calls_in_flight(tmp_path: 
 def test_what_got_no_answer_is_asked_on_the_next_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A third of the messages answer with 500 until the first run has ended."""
+    """Some messages get a 500 until the first run has ended, however often they are sent."""
     monkeypatch.setattr(llm, "TRIES", 2)
     server = FaultServer((Fault("500", 0.04, ALWAYS),))
     with served(server) as url:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +210,12 @@ def test_the_check_asks_no_model(tmp_path: Path) -> None:
 def test_requests_and_tokens_a_minute_are_kept(tmp_path: Path) -> None:
     server = FaultServer()
     with served(server) as url:
-        ask(url, tmp_path / "l.jsonl", *map(str, range(5)), requests_per_minute=600)
+        ask(url, tmp_path / "l.jsonl", *map(str, range(5)), requests_per_minute=300)
     begun = [x.begun_s for x in server.log]
-    assert len(begun) == 5 and min(b - a for a, b in pairwise(begun)) > 0.05
+    assert len(begun) == 5 and begun[-1] - begun[0] > 0.65  # 4 times 0.2 s; a busy machine may see the first one late
 
     async def starts() -> list[float]:
-        pace, at = Pace(None, 60_000), []  # a token takes a millisecond
+        pace, at = Pace(None, 12_000), []  # a token takes 5 ms
         for booked, used in ((100, 20), (50, 50), (50, 100)):
             await pace.start(booked)
             at.append(time.monotonic())
@@ -225,7 +224,7 @@ def test_requests_and_tokens_a_minute_are_kept(tmp_path: Path) -> None:
         return [*at, time.monotonic()]
 
     first, *rest = asyncio.run(starts())
-    assert [t - first for t in rest] == pytest.approx([0.02, 0.07, 0.17], abs=0.03)
+    assert all(s - 0.02 < t - first < s + 1.0 for t, s in zip(rest, (0.1, 0.35, 0.85), strict=True))
 
 
 def test_calls_at_once_are_bounded(tmp_path: Path) -> None:

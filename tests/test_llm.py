@@ -212,7 +212,7 @@ def test_requests_and_tokens_a_minute_are_kept(tmp_path: Path) -> None:
     with served(server) as url:
         ask(url, tmp_path / "l.jsonl", *map(str, range(5)), requests_per_minute=300)
     begun = [x.begun_s for x in server.log]
-    assert len(begun) == 5 and begun[-1] - begun[0] > 0.65  # 4 times 0.2 s; a busy machine may see the first one late
+    assert len(begun) == 5 and begun[-1] - begun[1] > 0.45  # 3 times 0.2 s, less what a busy machine sees late
 
     async def starts() -> list[float]:
         pace, at = Pace(None, 12_000), []  # a token takes 5 ms

@@ -57,34 +57,36 @@ def _permit_sockets(n: int) -> None:
 
 
 class _GroupedAppends:
-    """Records that arrive in one turn of the event loop share one write and one fsync."""
+    """Each record is written at once; those that arrive during an fsync share the next one, which holds nobody up."""
 
     def __init__(self, appender: Appender):
         self._appender = appender
-        self._waiting: list[tuple[Record, asyncio.Future[None]]] = []
+        self._written: list[asyncio.Future[None]] = []  # and not synced yet
+        self._syncing: asyncio.Task[None] | None = None
 
     async def append(self, record: Record) -> None:
         """Returns once the record is on disk."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._write)
-        self._waiting.append((record, written := loop.create_future()))
-        await written
+        self._appender.write(record)
+        self._written.append(synced := asyncio.get_running_loop().create_future())
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.create_task(self._sync())
+        await synced
 
-    def _write(self) -> None:
-        batch, self._waiting = self._waiting, []
-        error: Exception | None = None
-        try:
-            self._appender.append(*(record for record, _ in batch))
-        except Exception as e:  # those that wait must hear of it, whatever it is
-            error = e
-        for _, written in batch:
-            if written.cancelled():
-                continue
-            if error:
-                written.set_exception(error)
-            else:
-                written.set_result(None)
+    async def _sync(self) -> None:
+        while self._written:
+            batch, self._written = self._written, []
+            error: Exception | None = None
+            try:
+                await asyncio.to_thread(self._appender.sync)
+            except Exception as e:  # those that wait must hear of it, whatever it is
+                error = e
+            for synced in batch:
+                if synced.cancelled():
+                    continue
+                if error:
+                    synced.set_exception(error)
+                else:
+                    synced.set_result(None)
 
 
 class _Room:

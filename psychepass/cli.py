@@ -1,12 +1,14 @@
-"""`psychepass STAGE CONFIG [key=value …]`: the stage's module is imported only when it is called."""
+"""`psychepass STAGE CONFIG [key=value …] [--dry-run]`: the stage's module is imported only when it is called."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 
 from psychepass.errors import UserError
 
+DRY_RUN = "--dry-run"
 STAGES = {
     "simulate": ("rollout_env.simulate", "clients meet therapists: sessions.jsonl"),
     "tournament": ("tournament.run", "sessions meet in a Swiss tournament: battles.jsonl, ratings.json"),
@@ -27,8 +29,9 @@ STAGES = {
 def usage() -> str:
     rows = "\n".join(f"  {name:<13} {what}" for name, (_, what) in STAGES.items())
     return (
-        "usage: psychepass STAGE CONFIG.yaml [key=value ...]\n\n"
+        "usage: psychepass STAGE CONFIG.yaml [key=value ...] [--dry-run]\n\n"
         f"stages:\n{rows}\n\n"
+        "--dry-run prints calls, tokens and cost by model, and asks nothing (stages that call models)\n\n"
         "Research software; does not replace a clinician."
     )
 
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: psychepass {stage} CONFIG.yaml [key=value ...]\n{what}; see {module_name} and configs/")
         return 0 if rest else 2
     try:
-        importlib.import_module(module_name).main(rest[0], rest[1:])
+        _run(importlib.import_module(module_name), rest[0], rest[1:])
     except UserError as e:
         print(f"psychepass {stage}: {e}", file=sys.stderr)
         return 2
@@ -56,6 +59,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"psychepass {stage}: interrupted; call it again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(module: ModuleType, config_path: str, options: list[str]) -> None:
+    overrides = [o for o in options if o != DRY_RUN]
+    if len(overrides) == len(options):
+        module.main(config_path, overrides)
+    elif hasattr(module, "dry_run"):
+        module.dry_run(config_path, overrides)
+    else:
+        raise UserError(f"{DRY_RUN}: this stage calls no model; call it without")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ unknown key is an error that names file, key, value and what is permitted.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +38,9 @@ class TrackedConfig(StageConfig):
 
 
 C = TypeVar("C", bound=Config)
+
+# fields into which a key of an API may have been written by mistake, or an address with a password
+SECRET = re.compile(r"^((api_?)?(key|token)|key_env|base_url)$|secret|password|authorization|bearer", re.IGNORECASE)
 
 
 def load(model: type[C], path: str | Path, overrides: list[str] | None = None) -> C:
@@ -77,13 +81,14 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> st
     parts = []
     for fault in error.errors():
         field = ".".join(str(p) for p in fault["loc"]) or "the record"
+        found = "a value not shown here" if SECRET.search(field.rpartition(".")[2]) else _short(fault["input"])
         if fault["type"] == "extra_forbidden":
             known = f"; permitted: {', '.join(_fields_at(model, fault['loc'][:-1]))}" if model else ""
-            parts.append(f"unknown key {field!r} (value {fault['input']!r}){known}")
+            parts.append(f"unknown key {field!r} (value {found}){known}")
         elif fault["type"] == "missing":
             parts.append(f"missing key {field!r}")
         else:
-            parts.append(f"{field}: {fault['msg']}, got {_short(fault['input'])}")
+            parts.append(f"{field}: {fault['msg']}, got {found}")
     return "; ".join(parts)
 
 

@@ -49,6 +49,27 @@ def iterate(path: str | Path, model: type[R]) -> Iterator[R]:
             yield _parse(line, model, f"{path}, line {number}")
 
 
+def peek(path: str | Path, model: type[R]) -> list[R]:
+    """What an unfinished file holds, which is left as it is: no file is no record, a torn last line is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_parse(line, model, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def drop_torn_line(path: Path) -> int:
+    """Cut a half-written last line off, which a kill left; returns its bytes. For the file's owner only."""
+    if not path.exists():
+        return 0
+    with path.open("rb+") as f:
+        data = f.read()
+        torn = len(data) - (data.rfind(b"\n") + 1)
+        if torn:
+            f.truncate(len(data) - torn)
+    return torn
+
+
 def _parse(line: bytes, model: type[R], where: str) -> R:
     try:
         data = json.loads(line)
@@ -104,7 +125,7 @@ class Appender:
     def __init__(self, path: str | Path, model: type[Record]):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.dropped_bytes = self._drop_torn_line()
+        self.dropped_bytes = drop_torn_line(self.path)
         self.done: dict[str, Any] = {}
         if self.path.exists():
             self.done = {r.key: r for r in iterate(self.path, model)}
@@ -112,6 +133,11 @@ class Appender:
 
     def append(self, *records: Record) -> None:
         """One write and one fsync for all of `records`; a record whose key is there is refused."""
+        self.write(*records)
+        self.sync()
+
+    def write(self, *records: Record) -> None:
+        """As `append` without the fsync: what was written outlives this process, though not a power cut."""
         for record in records:
             if record.key in self.done:
                 raise ValueError(f"{self.path}: a record with key {record.key} is already there")
@@ -119,17 +145,9 @@ class Appender:
         data = "".join(dumps(r) + "\n" for r in records).encode()
         while data:
             data = data[os.write(self._fd, data) :]
-        os.fsync(self._fd)
 
-    def _drop_torn_line(self) -> int:
-        if not self.path.exists():
-            return 0
-        with self.path.open("rb+") as f:
-            data = f.read()
-            torn = len(data) - (data.rfind(b"\n") + 1)
-            if torn:
-                f.truncate(len(data) - torn)
-        return torn
+    def sync(self) -> None:
+        os.fsync(self._fd)
 
     def __enter__(self) -> Self:
         return self

@@ -121,6 +121,15 @@ class Usage(Frozen):
     seconds: float = 0.0
     cost_usd: float = 0.0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            seconds=round(self.seconds + other.seconds, 4),
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
 
 # --- clients -----------------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ def plan_sessions(
     if unknown:
         raise UserError(f"meets names {', '.join(unknown)}; permitted: {', '.join(entries)}")
     hashes = {w: weights_hash(resolve(w)) for w in {e.weights for e in therapists} if w}
+    identities = {e.name: identify(e, hashes.get(e.weights or "", ""), target_words, sampling) for e in therapists}
+    systems = {e.name: system_prompt(e.prompt, target_words) if e.prompt else "" for e in therapists}
     plans = []
     for script in scripts:
         split = split_of.get(script.profile_id)
@@ -74,8 +76,8 @@ def plan_sessions(
                 Plan(
                     script=script,
                     split=split,
-                    therapist=identify(entry, hashes.get(entry.weights or "", ""), target_words, sampling),
-                    system=system_prompt(entry.prompt, target_words) if entry.prompt else "",
+                    therapist=identities[entry.name],
+                    system=systems[entry.name],
                     sampling=entry.sampling or sampling,
                     target_words=target_words,
                     seed=seed,

@@ -1,8 +1,8 @@
 """Stage `simulate`: train, test and dev clients meet the contestants of the config.
 
-Writes profiles.jsonl, scripts.jsonl, turns.jsonl, sessions.jsonl (and session_failures.jsonl) into the
-run. Held-out clients are read only to check that they share nothing with the rest; the stage `heldout`
-alone lets them speak.
+Writes profiles.jsonl, scripts.jsonl, turns.jsonl, sessions.jsonl (and session_failures.jsonl,
+ledger_simulate.jsonl) into the run. Held-out clients are read only to check that they share nothing with the
+rest; the stage `heldout` alone lets them speak.
 """
 
 from __future__ import annotations
@@ -10,25 +10,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
+from psychepass.dry_run import table
 from psychepass.errors import UserError
+from psychepass.ledger import read_calls
 from psychepass.run import stage_run
-from psychepass.schema import Profile, Sampling, Script
+from psychepass.schema import Profile, Sampling, Script, Session
 from psychepass.splits import Splits, check_heldout
+from rollout_env.open_session import FAILURES, TURNS, peek_unfinished
+from rollout_env.plan import plan_sessions
+from rollout_env.planned import planned_calls
 from rollout_env.profiles import load_profiles
 from rollout_env.script import build_script
-from rollout_env.session import simulate
-from rollout_env.therapist import TherapistEntry
+from rollout_env.session import LEDGER, simulate
+from rollout_env.therapist import TherapistEntry, own_prompt
+
+FREE = frozenset({"run", "cache_gib", "budget_usd"})  # these change no session
+CLIENT_FILES = ("profiles.jsonl", "scripts.jsonl")
 
 
 class SimulateConfig(StageConfig):
     """`meets` names, for each set of clients, the therapists that its clients meet.
 
     `target_words` is asked for in the prompt; `sampling.max_tokens` cuts a reply off; `cache_gib` bounds
-    the key-value cache of a local model.
+    the key-value cache of a local model. `budget_usd` bounds what the calls to endpoints may cost together, over all
+    calls of the stage on this run.
     """
 
     splits: str
@@ -39,36 +48,87 @@ class SimulateConfig(StageConfig):
     meets: dict[Literal["train", "test", "dev"], list[str]]
     seeds: list[int] = Field(min_length=1)
     cache_gib: float = Field(gt=0)
+    budget_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> SimulateConfig:
+        names = [t.name for t in self.therapists]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two therapists are called {', '.join(twice)}; each needs a name of its own")
+        unknown = sorted({n for met in self.meets.values() for n in met} - set(names))
+        if unknown:
+            raise ValueError(f"meets names {', '.join(unknown)}; permitted: {', '.join(names)}")
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(SimulateConfig, config_path, overrides)
     splits_path = Path(config.splits)
-    with stage_run("simulate", config, inputs=[splits_path], ignore=frozenset({"run", "cache_gib"})) as run:
+    prompts = {p for t in config.therapists if (p := own_prompt(t.prompt))}
+    with stage_run("simulate", config, inputs=[splits_path, *sorted(prompts)], ignore=FREE) as run:
         if run.done:
             return
-        split_of = load(Splits, splits_path).of()
-        profiles, scripts = _clients(config, split_of)
-        _write_once(run.dir / "profiles.jsonl", profiles, Profile)
-        _write_once(run.dir / "scripts.jsonl", scripts, Script)
-        sessions = simulate(
-            scripts,
-            config.therapists,
-            config.seeds,
-            split_of,
-            folder=run.dir,
-            target_words=config.target_words,
-            sampling=config.sampling,
-            meets={**config.meets},
-            cache_gib=config.cache_gib,
-        )
+        try:
+            sessions = _hold(config, run.dir)
+        except UserError:
+            if run.manifest["starts"] == 1 and not _anything_said(run.dir):
+                for name in CLIENT_FILES:
+                    (run.dir / name).unlink(missing_ok=True)
+                run.abandon()
+            raise
         usage = [s.usage for s in sessions]
         run.note(
             sessions=len(sessions),
             turns=sum(len(s.turns) for s in sessions),
             completion_tokens=sum(u.completion_tokens for u in usage),
             model_seconds=round(sum(u.seconds for u in usage), 1),
+            cost_usd=round(sum(u.cost_usd for u in usage), 6),
         )
+
+
+def _hold(config: SimulateConfig, folder: Path) -> list[Session]:
+    split_of = load(Splits, config.splits).of()
+    profiles, scripts = _clients(config, split_of)
+    for name, made, model in zip(CLIENT_FILES, (profiles, scripts), (Profile, Script), strict=True):
+        _write_once(folder / name, made, model)
+    return simulate(
+        scripts,
+        config.therapists,
+        config.seeds,
+        split_of,
+        folder=folder,
+        target_words=config.target_words,
+        sampling=config.sampling,
+        meets={**config.meets},
+        cache_gib=config.cache_gib,
+        budget_usd=config.budget_usd,
+    )
+
+
+def _anything_said(folder: Path) -> bool:
+    return any((folder / n).exists() and (folder / n).stat().st_size for n in (TURNS, FAILURES, LEDGER))
+
+
+def dry_run(config_path: str, overrides: list[str]) -> None:
+    """Print what is still to be asked of each endpoint; nothing is asked or written.
+
+    Local weights and rules cost nothing and are left out, so that no weights are fetched or read.
+    """
+    config = load(SimulateConfig, config_path, overrides)
+    split_of, folder = load(Splits, config.splits).of(), Path(config.run)
+    _, scripts = _clients(config, split_of)
+    paid = [t for t in config.therapists if t.endpoint]
+    names = {t.name for t in paid}
+    plans = plan_sessions(
+        *(scripts, paid, config.seeds, split_of, config.target_words, config.sampling),
+        meets={split: [n for n in met if n in names] for split, met in config.meets.items()},
+        heldout=False,
+    )
+    planned = planned_calls(peek_unfinished(plans, folder), paid)
+    ledger = folder / LEDGER
+    spent_usd = sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
+    print(table(planned, config.budget_usd, spent_usd))
 
 
 def _clients(config: SimulateConfig, split_of: dict[str, str]) -> tuple[list[Profile], list[Script]]:

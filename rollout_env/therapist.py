@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from psychepass.config import Config
+from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
 from psychepass.schema import Identity, Message, Sampling, Usage, content_hash
 from rollout_env.prompts import read_prompt
@@ -29,24 +30,27 @@ TURN_OVERHEAD_TOKENS = 24  # what a template adds to an exchange, at most; only 
 class TherapistEntry(Config):
     """A contestant. `family` is shared by those that differ in seed, temperature or prompt only.
 
-    kind local: `weights` (smollm2, a folder, or a hub name) under `prompt` (rollout_env/prompts/
-    therapist_<prompt>.txt). kind rules: `rules`. `sampling` overrides the stage's.
+    kind local: `weights` (smollm2, a folder, or a hub name) under `prompt`. kind endpoint: `endpoint` under
+    `prompt`. kind rules: `rules`. `prompt` names rollout_env/prompts/therapist_<prompt>.txt, or is the path of a
+    text file of one's own that ends in .txt. `sampling` overrides the stage's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    kind: Literal["local", "rules"]
+    kind: Literal["local", "endpoint", "rules"]
     family: str
     seed: int = 0
     weights: str | None = None
     prompt: str | None = None
     sampling: Sampling | None = None
+    endpoint: Endpoint | None = None
     rules: RuleName | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> TherapistEntry:
-        needed = {"local": ("weights", "prompt"), "rules": ("rules",)}[self.kind]
-        permitted = {"local": (*needed, "sampling"), "rules": needed}[self.kind]
-        for field in ("weights", "prompt", "sampling", "rules"):
+        model = "endpoint" if self.kind == "endpoint" else "weights"
+        needed = ("rules",) if self.kind == "rules" else (model, "prompt")
+        permitted = needed if self.kind == "rules" else (*needed, "sampling")
+        for field in ("weights", "endpoint", "prompt", "sampling", "rules"):
             if field in needed and getattr(self, field) is None:
                 raise ValueError(f"therapist {self.name!r} of kind {self.kind} needs {field!r}")
             if field not in permitted and getattr(self, field) is not None:
@@ -76,24 +80,36 @@ class Answer:
 
 
 def system_prompt(name: str, target_words: int) -> str:
-    """The therapist prompt `name`, asking for about `target_words` words."""
-    text = read_prompt(f"therapist_{name}.txt")
+    """The therapist prompt `name` (see TherapistEntry), asking for about `target_words` words.
+
+    Raises:
+        UserError: there is no such prompt, or it lacks the placeholder {target_words}.
+    """
+    own = own_prompt(name)
+    if own and not own.is_file():
+        raise UserError(f"{own}: no such prompt file")
+    text = own.read_text(encoding="utf-8").strip() if own else read_prompt(f"therapist_{name}.txt")
     if "{target_words}" not in text:
-        raise UserError(f"prompt therapist_{name}.txt: expected the placeholder {{target_words}}")
+        raise UserError(f"prompt {own or f'therapist_{name}.txt'}: expected the placeholder {{target_words}}")
     return text.replace("{target_words}", str(target_words))
 
 
+def own_prompt(name: str | None) -> Path | None:
+    """The file of a prompt that is not one of ours."""
+    return Path(name) if name and name.endswith(".txt") else None
+
+
 def identify(entry: TherapistEntry, weights: str, target_words: int, sampling: Sampling) -> Identity:
-    """`weights` is the hash of local weights, or empty."""
-    local = entry.kind == "local"
-    prompt_hash = content_hash(system_prompt(str(entry.prompt), target_words)) if local else bank_hash()
+    """`weights` is the hash of local weights, else empty."""
+    spoken_by = entry.endpoint.identity if entry.endpoint else weights or str(entry.rules)
+    prompt_hash = content_hash(system_prompt(entry.prompt, target_words)) if entry.prompt else bank_hash()
     return Identity(
         name=entry.name,
         kind=entry.kind,
         family=entry.family,
-        weights=weights if local else str(entry.rules),
+        weights=spoken_by,
         prompt_hash=prompt_hash,
-        sampling=(entry.sampling or sampling) if local else None,
+        sampling=(entry.sampling or sampling) if entry.prompt else None,
         seed=entry.seed,
     )
 

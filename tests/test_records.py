@@ -36,6 +36,7 @@ def test_a_half_written_last_line(tmp_path: Path) -> None:
     path.write_bytes(torn)
     with pytest.raises(UserError, match=r"r\.jsonl, line 2: half-written last line"):
         records.read(path, Reward)
+    assert records.peek(path, Reward) == [reward(1)] and records.peek(tmp_path / "none.jsonl", Reward) == []
     assert path.read_bytes() == torn
     with records.Appender(path, Reward) as out:
         assert out.dropped_bytes > 0

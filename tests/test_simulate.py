@@ -307,6 +307,11 @@ def test_a_bad_config_is_named_and_writes_nothing(tmp_path, weights, capsys, ove
     assert not (tmp_path / "run").exists()
 
 
+def test_the_shipped_example_of_endpoints_loads_and_its_anchor_makes_equal_endpoints():
+    first, second, *_ = load(SimulateConfig, ROOT / "configs/endpoints.yaml").therapists
+    assert first.endpoint == second.endpoint and first.prompt != second.prompt
+
+
 @pytest.mark.parametrize("path", ["configs/simulate.yaml", "configs/quickstart/simulate.yaml"])
 def test_shipped_configs_load(path):
     config = load(SimulateConfig, ROOT / path)

@@ -66,7 +66,7 @@ def test_an_entry_has_what_its_kind_needs_and_no_more():
         ({"rules": "adviser"}, "of kind local takes no 'rules'"),
         ({"kind": "rules"}, "of kind rules takes no 'weights'"),
         ({"kind": "rules", "weights": None, "prompt": None}, "of kind rules needs 'rules'"),
-        ({"kind": "oracle"}, "kind: Input should be 'local' or 'rules'"),
+        ({"kind": "oracle"}, "kind: Input should be 'local', 'endpoint' or 'rules'"),
         ({"temperature": 1.0}, "unknown key 'temperature'"),
     ):
         with pytest.raises(UserError, match=fault):

@@ -15,7 +15,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
@@ -64,6 +64,13 @@ class HeldoutConfig(StageConfig):
     cache_gib: float = Field(gt=0)
     scorer_url: str | None = None
     scorer_timeout_s: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _check_policies(self) -> HeldoutConfig:
+        for entry in (self.base, self.aligned):
+            if entry.kind == "endpoint":
+                raise ValueError(f"{entry.name!r} is an endpoint; permitted here: kind local or rules")
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:

@@ -1,0 +1,106 @@
+"""What one try of a call ended in, and what to do about it: the errors of psychepass/llm.py. Pure functions."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from psychepass.completion import Completion, ErrorBody, error_of, parse_body, read_completion
+from psychepass.errors import UserError
+from psychepass.schema import Usage
+
+AGAIN = (408, 409, 425, 429)  # and 5xx
+TELLING = (400, 413, 422)  # where the message says whether the prompt is too long or one parameter is wrong
+NO_CREDIT = ("insufficient_quota", "insufficient_balance")
+
+
+class CallError(Exception):
+    """A call that gave no reply. `reason` is short and the same for the same answer; `detail` may be empty."""
+
+    def __init__(self, reason: str, detail: str = "", usage: Usage | None = None):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail, self.usage = reason, detail, usage or Usage()
+
+
+class Unreadable(CallError):
+    """An answer that is no reply."""
+
+
+class ContextOverflow(Unreadable):
+    """Prompt and reply do not fit the model's context."""
+
+
+class Transport(CallError):
+    """No answer."""
+
+
+class Refused(UserError):
+    """The endpoint refuses every such call: key, model, parameter or credit."""
+
+
+NOTHING = Completion()
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One try. `error` is None for a reply; with `again` it is what a call ends in once its tries are used up.
+
+    `wait_s`: how long the server asks to be left alone.
+    """
+
+    outcome: str
+    completion: Completion = NOTHING
+    error: type[CallError] | type[Refused] | None = None
+    detail: str = ""
+    again: bool = False
+    wait_s: float = 0.0
+
+
+def classify(status: int, headers: Mapping[str, str], data: bytes) -> Tried:
+    """What an HTTP response to a chat completion is; `headers` with lower-case names."""
+    body = parse_body(data)
+    error = error_of(body) if body is not None else None
+    if status >= 300:
+        return _refusal(status, error or ErrorBody(0, data[:200].decode(errors="replace")), headers)
+    if body is None and "json" not in headers.get("content-type", "json"):
+        # a proxy or a portal speaks here, not the model's server
+        return Tried("not an API", error=Transport, detail=f"{data[:80]!r}", again=True)
+    if body is None:
+        return Tried("broken JSON", error=Unreadable, detail=f"{len(data)} bytes", again=True)
+    if error is not None:
+        if error.status >= 400:
+            return _refusal(error.status, error, headers)
+        return Tried("error body", error=Unreadable, detail=error.message, again=True)
+    completion = read_completion(body)
+    if completion.fault:
+        return Tried(completion.fault, completion, Unreadable, completion.detail)
+    return Tried("ok", completion)
+
+
+def _refusal(status: int, error: ErrorBody, headers: Mapping[str, str]) -> Tried:
+    outcome, told = f"status {status}", error.message
+    no_credit = status == 402 or any(word in told for word in NO_CREDIT)
+    if (status in AGAIN or status >= 500) and not no_credit:
+        return Tried(outcome, error=Transport, detail=told, again=True, wait_s=retry_after_s(headers))
+    if status in TELLING and error.is_overflow:
+        return Tried("context overflow", error=ContextOverflow, detail=told)
+    if status in (*TELLING, 403) and error.is_filtered:
+        return Tried("content filter", error=Unreadable, detail=told)
+    # what an answer about a key says may repeat it
+    return Tried(outcome, error=Refused, detail="" if status in (401, 403) else told)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds that `retry-after-ms` or `retry-after` (seconds or a date) ask for; 0 without."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        try:
+            return max(0.0, float(value) * unit_s)
+        except ValueError:
+            continue
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,132 @@
+"""What a chat completion says: a reply, or why there is none. Pure functions over the response's body."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+CUT_OFF = ("length", "max_tokens", "model_length")
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+# what servers say when prompt and reply do not fit (OpenAI, vLLM, llama.cpp, Anthropic, Gemini, Mistral)
+OVERFLOW = re.compile(
+    r"context[_ ]length|context window|context size|maximum context|prompt is too long|"
+    r"(input|prompt)[^.]{0,40}(too long|exceeds)|too many (input )?tokens",
+    re.IGNORECASE,
+)
+FILTERED = re.compile(r"content[_ ](filter|policy|management)|moderation|data_inspection", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A body as read. `fault` is empty where `text` is a reply; tokens are None where the server counts none."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish: str = ""
+    fault: str = ""
+    detail: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """The error object of a response, whatever its HTTP status; `status` is 0 where it tells none."""
+
+    status: int
+    message: str
+
+    @property
+    def is_overflow(self) -> bool:
+        return bool(OVERFLOW.search(self.message))
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(FILTERED.search(self.message))
+
+
+def parse_body(data: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None."""
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def error_of(body: dict[str, Any]) -> ErrorBody | None:
+    """The error that a body carries in place of choices; None if there is none."""
+    error = body.get("error") or ("detail" in body and "choices" not in body and body["detail"])
+    if not error:
+        return None
+    if not isinstance(error, dict):
+        return ErrorBody(0, str(error)[:300])
+    words = [str(error[k]) for k in ("code", "type", "message") if error.get(k)]
+    status = next((int(str(c)) for c in (error.get("code"), error.get("status")) if str(c).isdigit()), 0)
+    return ErrorBody(status, " ".join(words)[:300] or str(error)[:300])
+
+
+def read_completion(body: dict[str, Any]) -> Completion:
+    """The first choice of a completion.
+
+    A fault is one of: `no choices`, `wrong role`, `content filter`, `empty`, `cut off before any text`. A reply that
+    the token bound cut short is no fault: `finish` says "length".
+    """
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    told = {
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "completion_tokens": _count(usage.get("completion_tokens")),
+        "model": str(body.get("model") or ""),
+    }
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return Completion(fault="no choices", detail=f"choices is {str(choices)[:100]!r}", **told)
+    finish = str(choice.get("finish_reason") or "")
+    finish = "length" if finish in CUT_OFF else finish
+    text, reasoning = split_thought(_plain(message.get("content")))
+    given = message.get("reasoning_content") or message.get("reasoning")
+    reasoning = "\n".join(filter(None, (given.strip() if isinstance(given, str) else "", reasoning)))
+    fault, detail = "", ""
+    if message.get("role") != "assistant":
+        fault, detail = "wrong role", f"role is {str(message.get('role'))[:50]!r}, not 'assistant'"
+    elif finish == "content_filter":
+        fault = "content filter"
+    elif not text:
+        fault = "cut off before any text" if finish == "length" else "empty"
+        detail = f"{len(reasoning)} characters of reasoning" if reasoning else ""
+    return Completion(text=text, reasoning=reasoning, finish=finish, fault=fault, detail=detail, **told)
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """(reply, thought), both stripped: no part of a thought is left in the reply.
+
+    Also where a template has opened the thought already (only `</think>` is there), or the token bound fell into it
+    (only `<think>` is there).
+    """
+    thoughts = [t.strip() for t in THOUGHT.findall(content)]
+    text = THOUGHT.sub("", content)
+    if "</think>" in text:
+        before, _, text = text.rpartition("</think>")
+        thoughts.insert(0, before.strip())
+    if "<think>" in text:
+        text, _, after = text.partition("<think>")
+        thoughts.append(after.strip())
+    return text.strip(), "\n".join(t for t in thoughts if t)
+
+
+def _plain(content: Any) -> str:
+    """Content as text; of a list of parts, those of type text."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(str(p.get("text", "")) for p in parts if isinstance(p, dict) and p.get("type") == "text")
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

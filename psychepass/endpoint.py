@@ -1,0 +1,96 @@
+"""A model behind an OpenAI-compatible address: where it is, what it costs, how fast it may be asked."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from psychepass.config import Config
+from psychepass.errors import UserError
+from psychepass.schema import Message, content_hash
+
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+BYTES_PER_TOKEN = 4  # of UTF-8; English averages 4 to 5, Chinese 3 to 5
+MESSAGE_TOKENS = 4  # what a chat template adds to a message
+
+
+class Price(Config):
+    """US dollars a million tokens; 0 for a server of one's own. Discounts for cached prompts are not counted."""
+
+    input: Money
+    output: Money
+
+    def usd(self, prompt_tokens: float, completion_tokens: float) -> float:
+        return (self.input * prompt_tokens + self.output * completion_tokens) / 1e6
+
+
+class Endpoint(Config):
+    """A model at an address. Entries with an equal `endpoint` share its limits.
+
+    `key_env` names the environment variable that holds the key; the key itself stands in no config.
+    `extra` is added to the body of each request (e.g. `chat_template_kwargs: {enable_thinking: false}`); null
+    leaves out a parameter that is otherwise sent (`seed`, `top_p`, `temperature`). `max_tokens_name` is
+    `max_completion_tokens` where the server wants the bound of a reply under that name. `unlisted: true` permits
+    a model that the server's own list leaves out.
+
+    Price, limits and key may change between two calls of a stage; they are not part of its manifest (each line of
+    the ledger holds its price). `max_concurrent` is the number of calls, and so of conversations, at once;
+    `timeout_s` bounds one try of a call.
+    """
+
+    base_url: str
+    model: str = Field(min_length=1)
+    price: Price = Field(exclude=True)
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", exclude=True)
+    requests_per_minute: int | None = Field(default=None, ge=1, exclude=True)
+    tokens_per_minute: int | None = Field(default=None, ge=1, exclude=True)
+    max_concurrent: int = Field(default=64, ge=1, exclude=True)
+    timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False, exclude=True)
+    unlisted: bool = Field(default=False, exclude=True)
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+            raise ValueError("expected http(s)://host[:port]/path without user, password or query")
+        return url.rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """For messages and identities: the model and its address."""
+        return f"{self.model} at {self.base_url}"
+
+    @property
+    def identity(self) -> str:
+        """As `name`, with a hash of `extra`, because thinking on or off makes two contestants."""
+        return f"{self.name} +{content_hash(self.extra)[:8]}" if self.extra else self.name
+
+    def key(self) -> str:
+        """The key, or a placeholder where none is needed.
+
+        Raises:
+            UserError: the variable is not set or empty.
+        """
+        if self.key_env is None:
+            return "none"
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise UserError(f"{self.name}: the environment variable {self.key_env} is not set; it must hold the key")
+        return key
+
+
+def text_tokens(text: str) -> int:
+    """An estimate without a tokenizer, which an endpoint does not offer."""
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
+
+
+def prompt_tokens(messages: Iterable[Message]) -> int:
+    """An estimate, as `text_tokens`."""
+    return sum(text_tokens(m.content) + MESSAGE_TOKENS for m in messages)

@@ -1,0 +1,147 @@
+"""Stage `simulate` over a made-up server, as tests and benchmarks of endpoints set it up."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from psychepass import records
+from psychepass.config import load
+from psychepass.schema import Failure, Record, Session, TurnRecord
+from psychepass.splits import Splits
+from tests.fault_server import MODEL, FaultServer, Served, digest
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE_S = 0.25  # an answer sent so shortly before a kill may not have been read
+FILES: dict[str, type[Record]] = {
+    "sessions.jsonl": Session,
+    "turns.jsonl": TurnRecord,
+    "session_failures.jsonl": Failure,
+}
+
+
+def contestants(url: str, n: int = 3, **change: Any) -> list[dict[str, Any]]:
+    """Entries of one endpoint that differ in prompt, temperature and seed."""
+    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 2.0} | change
+    return [
+        {
+            "name": f"made-up-{i}",
+            "kind": "endpoint",
+            "family": "made-up",
+            "endpoint": endpoint,
+            "prompt": ("paper", "warm")[i % 2],
+            "seed": i,
+            "sampling": {"temperature": 0.5 + i / 10, "max_tokens": 64},
+        }
+        for i in range(n)
+    ]
+
+
+def write_config(folder: Path, therapists: list[dict[str, Any]], clients: int, **change: Any) -> Path:
+    """A config of the stage in `folder`; `clients` of the shipped train and test clients meet all therapists."""
+    shipped = load(Splits, ROOT / "configs" / "splits.yaml")
+    held = {"train": list(shipped.train), "test": list(shipped.test), "dev": list(shipped.dev)}
+    left = clients
+    for name, of_set in held.items():
+        held[name], left = of_set[:left], max(0, left - len(of_set))
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = folder / "splits.yaml"
+    splits.write_text(yaml.safe_dump({**held, "heldout": list(shipped.heldout)}))
+    names = [t["name"] for t in therapists]
+    config = {
+        "run": str(folder / "run"),
+        "splits": str(splits),
+        "form": "short",
+        "target_words": 30,
+        "sampling": {"temperature": 0.8, "max_tokens": 64},
+        "therapists": therapists,
+        "meets": dict.fromkeys(("train", "test", "dev"), names),
+        "seeds": [0],
+        "cache_gib": 0.5,
+    }
+    path = folder / "simulate.yaml"
+    path.write_text(yaml.safe_dump(config | change))
+    return path
+
+
+def command(config: Path) -> list[str]:
+    return [sys.executable, "-m", "psychepass.cli", "simulate", str(config)]
+
+
+def said(run: Path) -> dict[str, set[str]]:
+    """The ids of each file's records; an id leaves usage and time out."""
+    return {name: {r.id for r in records.read(run / name, model)} for name, model in FILES.items()}
+
+
+class Kills(NamedTuple):
+    """`calls` of an undisturbed run. Of the killed one: calls beyond those (`repeated`), calls in flight at the kills
+    (unanswered; and with those answered up to GRACE_S before), records missing and too many."""
+
+    calls: int
+    kills: int
+    repeated: int
+    in_flight: int
+    in_flight_with_grace: int
+    missing: int
+    extra: int
+
+
+def asked(server: FaultServer) -> Counter[str]:
+    """How often each call was made: its messages, seed and sampling."""
+    return Counter(digest([b["messages"], b["seed"], b["temperature"]]) for b in server.bodies)
+
+
+def forget(server: FaultServer) -> None:
+    server.log, server.bodies, server.seen = [], [], Counter()
+
+
+def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: random.Random) -> Kills:
+    """Run `plain` undisturbed, then `killed` (the same, in another folder) with SIGKILLs at random moments.
+
+    A moment is a number of requests after the process began to ask, and up to 0.2 s more.
+    """
+    subprocess.run(command(plain), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    undisturbed, calls = asked(server), len(server.log)
+    forget(server)
+    in_flight = with_grace = done = 0
+    while done < kills:
+        before = len(server.log)
+        fair = max(1, calls - before) / (kills - done + 1)
+        wanted = before + rng.randint(1, max(1, int(1.8 * fair)))
+        process = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(server.log) < wanted:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        at = time.monotonic()
+        if process.wait() == 0:
+            break  # ended before the kill
+        done += 1
+        time.sleep(0.3)  # what was on its way has come in
+        in_flight += len(_open_at(server.log[before:], at))
+        with_grace += len(_open_at(server.log[before:], at - GRACE_S))
+        while server.open:  # a call of the dead is over before the next run asks
+            time.sleep(0.01)
+    subprocess.run(command(killed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    repeated = (asked(server) - undisturbed).total()
+    left, right = said(plain.parent / "run"), said(killed.parent / "run")
+    return Kills(
+        *(calls, done, repeated, in_flight, with_grace),
+        missing=sum(len(left[n] - right[n]) for n in FILES),
+        extra=sum(len(right[n] - left[n]) for n in FILES),
+    )
+
+
+def _open_at(log: Sequence[Served], at: float) -> list[Served]:
+    """Of each conversation the last call, if it was not answered by `at`: a later one shows that it was read."""
+    last = {s.conversation: s for s in log}
+    return [s for s in last.values() if s.sent_s is None or s.sent_s > at]

@@ -6,7 +6,8 @@
 A server in this process answers by a hash of the messages, with some 429s, 500s and replies that stay unreadable. One
 run is left alone; the other is killed, called again, killed again, and ended. Exits 1 where a record is missing or too
 many, or where more calls were repeated than were in flight at the kills (a conversation's last call, unanswered or
-answered less than a quarter of a second before: the client may not have read it).
+answered less than a quarter of a second before: the client may not have read it). An unreadable first answer is not
+written; after a kill between it and the second, both are asked again.
 """
 
 from __future__ import annotations

@@ -185,11 +185,15 @@ def _compiled_flex() -> Any:
 ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)
 
 
-def recompute(backbone: PreTrainedModel) -> None:
+def recompute(backbone: PreTrainedModel, whole: bool = False) -> None:
     """Gradient checkpointing that keeps what attention computed, as well as each layer's input.
 
     The layers' linear parts are computed a second time in the backward pass; attention by SDPA, whose cost grows with
-    the square of a session, is not (flash_attn and FlexAttention are). It acts in training mode.
+    the square of a session, is not (flash_attn and FlexAttention are). `whole`: everything is computed again, for
+    ZeRO-3, whose hooks gather weights between operations and so confuse torch's record of them. It acts in training
+    mode.
     """
-    keep = partial(create_selective_checkpoint_contexts, list(ATTENTION_OPS))
-    backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": keep})
+    kept: dict[str, Any] = {}
+    if not whole:
+        kept["context_fn"] = partial(create_selective_checkpoint_contexts, list(ATTENTION_OPS))
+    backbone.gradient_checkpointing_enable({"use_reentrant": False, **kept})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, PreferencePair, Session, Side
 from reward_model.packing import Branch, Packed, pack, windows
-from training.render import Renderer
+from training.render import Ids, Renderer
 
 
 class Ask(NamedTuple):
@@ -102,22 +102,27 @@ def _history(session: Session, asks: Iterable[Ask]) -> tuple[str, ...]:
 def _together(
     sessions: Sequence[Session], asks: Mapping[str, Iterable[Ask]], renderer: Renderer
 ) -> tuple[list[Packed], list[tuple[str, Ask]]] | None:
-    """Sessions with one history as one tree, a branch a reply; None where a session is longer than a window."""
+    """Sessions with one history as one tree, a branch a reply; None where a session is longer than a window.
+
+    Equal replies, such as the deleted ones, are one branch: their rewards are then equal to the last bit, a tie.
+    """
     trunk = renderer.head
     for turn in sessions[0].turns[:-1]:
         trunk += renderer.client(turn.client) + renderer.therapist(turn.therapist)
     trunk += renderer.client(sessions[0].turns[-1].client)
-    branches, order = [], []
-    for session in sessions:
-        for reply in (True, False):
-            asked = [ask for ask in asks[session.id] if ask.reply == reply]
-            ids = renderer.therapist(session.turns[-1].therapist if reply else "")
-            if asked and len(trunk) + len(ids) > renderer.max_trunk:
-                return None
-            if asked:
-                branches.append(Branch(ids, len(trunk), tuple(renderer.dimension(ask.dimension) for ask in asked)))
-                order += [(session.id, ask) for ask in asked]
-    return [pack(trunk, branches)], order
+    asked = [(session, ask) for session in sessions for ask in asks[session.id]]
+    replies = [renderer.therapist(session.turns[-1].therapist if ask.reply else "") for session, ask in asked]
+    if len(trunk) + max(map(len, replies)) > renderer.max_trunk:
+        return None
+    dimensions: dict[Ids, dict[Dimension, None]] = defaultdict(dict)
+    for ids, (_, ask) in zip(replies, asked, strict=True):
+        dimensions[ids][ask.dimension] = None
+    branches = [Branch(ids, len(trunk), tuple(map(renderer.dimension, of))) for ids, of in dimensions.items()]
+    place = {key: n for n, key in enumerate((ids, d) for ids, of in dimensions.items() for d in of)}
+    tree = pack(trunk, branches)
+    read = [place[ids, ask.dimension] for ids, (_, ask) in zip(replies, asked, strict=True)]
+    tree = replace(tree, score_index_S=tree.score_index_S[read])
+    return [tree], [(session.id, ask) for session, ask in asked]
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def build(config: RMConfig, path: Path) -> RewardModel:
         if config.precision == "bf16" and not config.deepspeed:  # ZeRO-3 has them in parts
             lora.round_frozen(model)
     if config.gradient_checkpointing:
-        attention.recompute(model.backbone)
+        attention.recompute(model.backbone, whole=config.deepspeed is not None)
     return model
 
 

@@ -256,11 +256,16 @@ def agent_loop_yaml(config: GRPOConfig, scorer: Scorer) -> list[dict[str, Any]]:
 
 def environment(config: GRPOConfig) -> dict[str, str]:
     """Variables that the driver and every Ray process need before they import verl."""
-    values = {"TRANSFER_QUEUE_ENABLE": "1", "VERL_LOGGING_LEVEL": "WARN", "TQ_LOGGING_LEVEL": "ERROR"}
+    values = {
+        "TRANSFER_QUEUE_ENABLE": "1",
+        "VERL_LOGGING_LEVEL": "WARN",
+        "TQ_LOGGING_LEVEL": "ERROR",
+        "VERL_USE_EXTERNAL_MODULES": "rl.beside_trl",
+    }
     if config.hardware == "cpu":
         values |= {
             "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": "rl.verl_cpu",
+            "VERL_USE_EXTERNAL_MODULES": "rl.beside_trl,rl.verl_cpu",
             # Ray gives each process one thread otherwise
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // config.workers)),
             "MALLOC_ARENA_MAX": "2",  # heaps a process: each thread's own one is never given back

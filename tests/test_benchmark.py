@@ -45,9 +45,7 @@ def test_quick_writes_a_flat_list_of_figures(tmp_path, capsys):
     assert ("trl is not installed: skipped" in capsys.readouterr().out) != trl_trainer.INSTALLED
 
 
-@pytest.mark.skipif(
-    not trl_trainer.INSTALLED, reason="trl is not installed: it has an environment of its own, see docs/benchmarks.md"
-)
+@pytest.mark.skipif(not trl_trainer.INSTALLED, reason="trl is not installed: it comes with the extra dev")
 def test_trl_has_the_same_weights_and_computes_the_same_loss():
     model = benchmark.build("tiny", "cpu").eval()
     longest = 1500  # so that every session has words of its own beside its labels

@@ -1,6 +1,6 @@
 """verl without a GPU: a platform, an FSDP2 engine and a rollout server for ordinary processors.
 
-verl imports this package in every process (VERL_USE_EXTERNAL_MODULES=rl.verl_cpu, VERL_PLATFORM=cpu), so
+verl imports this package in every process (VERL_USE_EXTERNAL_MODULES, VERL_PLATFORM=cpu), so
 the heavy parts are named here and loaded where they are used. engine.py is loaded in the training workers
 by verl's `external_lib`.
 """

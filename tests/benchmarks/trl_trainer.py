@@ -1,4 +1,4 @@
-"""The real TRL RewardTrainer on the rows of preference_rows, with its max_length raised; trl is an extra of its own."""
+"""The real TRL RewardTrainer on the rows of preference_rows, with its max_length raised; trl comes with `dev`."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def talk(clients: int, by_length: bool, seed: int = 0) -> tuple[list[Battle], di
     for c in range(clients):
         script = short_script(f"c{c}")
         words = {name: rng.randint(5, 25) + (12 if name == "b" else 0) for name in "abc"}
-        made = {name: session_of(script, name, "train", " ".join(["word"] * words[name])) for name in "abc"}
+        made = {name: session_of(script, name, "train", " ".join(["word."] * words[name])) for name in "abc"}
         sessions |= {s.id: s for s in made.values()}
         for x, y in combinations("abc", 2):
             longer = words[x] > words[y] if by_length else x < y
@@ -184,6 +184,24 @@ def test_a_win_by_name_stays_at_equal_length():
     assert [r["feature"] for r in coefficients] == ["log words a reply"] * 2  # nobody asked or formatted anything
 
 
+def test_a_win_by_exclamation_marks_is_gone_at_equal_style():
+    rng, battles, sessions = random.Random(1), [], {}
+    for c in range(32):
+        script, loud = short_script(f"c{c}"), {name: rng.randint(0, 4) + 2 * (name == "b") for name in "abc"}
+        made = {n: session_of(script, n, "train", "one two three. Four" + "!" * loud[n]) for n in "abc"}
+        sessions |= {s.id: s for s in made.values()}
+        for x, y in combinations("abc", 2):
+            winner: Winner = "A" if (loud[x] > loud[y]) == (rng.random() < 0.85) else "B"
+            winner = "tie" if loud[x] == loud[y] else winner
+            ids = {"session_a": made[x].id, "session_b": made[y].id}
+            battles.append(battle(f"c{c}", x, y, winner).model_copy(update=ids))
+    rates, coefficients = length_control.controlled_win_rates(battles, sessions, ["a", "b", "c"])
+    raw, length, equal = (one(rates, model=m, contestant="b") for m in length_control.MODELS)
+    assert raw["low"] > 0.6 and length["value"] == pytest.approx(raw["value"])  # all speak at one length
+    assert equal["low"] < 0.5 < equal["high"]
+    assert [r["feature"] for r in coefficients] == ["exclamation marks a reply"] and coefficients[0]["low"] > 0
+
+
 def test_what_only_contestants_differ_in_is_left_out():
     battles, sessions = talk(8, by_length=True)
     by_name = {name: "Why? " * i for i, name in enumerate("abc")}
@@ -199,7 +217,8 @@ def test_features_of_a_reply():
     session = session_of(short_script("c"), "a", "train", "Was it so? **Yes**\n- 我很好？")
     found = length_control.features(session)
     assert found == {"log words a reply": pytest.approx(np.log(1 + 7)), "questions a reply": 2,
-                     "formatting marks a reply": 3}  # fmt: skip
+                     "formatting marks a reply": 3, "words a sentence": pytest.approx(7 / 3),
+                     "exclamation marks a reply": 0}  # fmt: skip
 
 
 # --- the stage -----------------------------------------------------------------------------------

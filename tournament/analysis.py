@@ -1,10 +1,10 @@
 """Stage `analysis`: what a run's battles say beside its ratings, each a table and a figure with intervals.
 
-Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json where it is there, and the
-battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table, PNG figures,
-and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
-Tables of PsychePass: 2 leaderboard, 3 (experts) never; figures: 3 before_after, 4 ratings_by_round and
-agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
+Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json and audit/audit.json where they
+are there, and the battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table,
+PNG figures, and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
+Tables of PsychePass: 2 leaderboard, 3 experts (what stage audit found); figures: 3 before_after, 4 ratings_by_round
+and agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
 controlled_win_rates and their coefficients. Like the report it is made again when anything it rests on changed.
 """
 
@@ -28,7 +28,8 @@ from tournament.pairing import PairingName
 
 SLICES, WHOLE = "stage slices", "whole sessions"
 HELDOUT = Path("heldout") / "summary.json"
-EXPERTS = "agreement with experts (Table 3): the records of a run hold no verdicts of experts"
+AUDIT = Path("audit") / "audit.json"
+EXPERTS = "agreement with experts (Table 3): no verdicts of experts are there; stage audit gives out sheets for them"
 ORDER_FREE = "the judge scores each session alone, so both orders agree by construction and one was recorded"
 
 
@@ -71,7 +72,7 @@ def inputs_of(config: AnalysisConfig) -> list[Path]:
         if not path.is_file():
             stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
             raise UserError(f"{path}: no such file; the analysis needs it, so run psychepass {stage} first")
-    return [*needed, *(p for p in [folder / HELDOUT] if p.is_file())]
+    return [*needed, *(p for p in [folder / HELDOUT, folder / AUDIT] if p.is_file())]
 
 
 def analyse(config: AnalysisConfig) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
     rates, coefficients = length_control.controlled_win_rates(battles, sessions, ranking, config.seed)
     tables = {
         "leaderboard": leaderboard(board),
+        "experts": records.read_json(folder / AUDIT)["agreement"] if (folder / AUDIT).is_file() else [],
         **_orders(battles, ranking, config),
         **_convergence(battles, ranking, board.get("pairing", "swiss"), config.seed),
         "before_after": before_after(folder / HELDOUT),
@@ -176,7 +178,7 @@ def not_in_records(
     tables: Mapping[str, Sequence[Row]], battles: Sequence[Battle], coefficients: Sequence[Row]
 ) -> dict[str, str]:
     """What the tables lack, and why, in a sentence each."""
-    found = {"experts": EXPERTS}
+    found = {} if tables["experts"] else {"experts": EXPERTS}
     order_free = battles[0].judge.order_free
     if not tables["before_after"]:
         found["before_after"] = f"before and after (Figure 3): {HELDOUT} is not there; stage heldout writes it"

@@ -30,7 +30,8 @@ NEEDED = {
     "heldout/sessions.jsonl": "heldout",
     "manifests/heldout.json": "heldout",
 }
-OPTIONAL = ("grpo/validation.jsonl",)
+AUDIT = "audit/audit.json"
+OPTIONAL = ("grpo/validation.jsonl", AUDIT)
 OPENINGS = "openings.json"
 WORDS = (
     "Research software. Clients are fictional; replies are machine-written and may be harmful. "
@@ -53,6 +54,12 @@ def inputs(run_dir: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
     return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+
+
+def audit(run_dir: Path) -> dict[str, Any] | None:
+    """What stage audit found of human raters; None where it was not run."""
+    path = run_dir / AUDIT
+    return records.read_json(path) if path.is_file() else None
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:

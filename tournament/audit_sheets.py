@@ -67,19 +67,19 @@ def criteria() -> dict[Dimension, tuple[str, str]]:
 def page(code: str, first: Session, second: Session, dimensions: Sequence[Dimension]) -> str:
     """A case as HTML: the criteria asked for, then both sessions as the judge is shown them; `first` is A."""
     asked = "".join(
-        f"<li><strong>{d.value}</strong> ({_look_at(d, first)}): {html.escape(criteria()[d][1])}</li>"
+        f"<li><strong>{d.value}</strong> ({_look_at(d, first)}): {html.escape(criteria()[d][1], quote=False)}</li>"
         for d in dimensions
     )
     lines = "\n".join(map(_line, present(first, second).splitlines()))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Case {code}</title>'
-        f"<style>{STYLE}</style></head><body>\n<h1>Case {code}</h1>\n<aside><p>{html.escape(WORDS)}</p>\n"
+        f"<style>{STYLE}</style></head><body>\n<h1>Case {code}</h1>\n<aside><p>{html.escape(WORDS, quote=False)}</p>\n"
         f"<p>Compare therapist A with therapist B on:</p><ul>{asked}</ul></aside>\n{lines}\n</body></html>\n"
     )
 
 
 def _line(line: str) -> str:
-    text = html.escape(line)
+    text = html.escape(line, quote=False)
     if line.startswith("=== Therapist "):
         return f"<h2>{text.strip('= ')}</h2>"
     if line.startswith("Turn "):

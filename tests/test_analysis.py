@@ -87,6 +87,13 @@ def test_repetition_counts_the_same_presentation_alone():
     assert one(rows, measure="skill")["value"] == 0
 
 
+def test_repetition_of_three_judgements_is_the_mean_over_their_pairs():
+    judged = [[battle("1", "x", "y", w), battle("2", "x", "y", "A")] for w in ("A", "A", "tie")]
+    row = one(match_tables.repetition(*judged), measure="overall")
+    assert row["value"] == pytest.approx((1 / 3 + 1) / 2) and (row["n"], row["battles"]) == (2, 2)
+    assert match_tables.repetition(judged[0])[0]["value"] is None  # judged once: nothing to compare
+
+
 def test_without_battles_a_row_is_empty_not_zero():
     assert match_tables.share_row([], measure="overall") == {
         "measure": "overall", "value": None, "low": None, "high": None, "n": 0, "battles": 0,
@@ -248,7 +255,7 @@ def made_run(folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear 
 
 def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
     config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1)
-    further = [f"unsliced={other.parent}", f"repeated={other.parent}"]
+    further = [f"unsliced={other.parent}", f"repeated=[{other.parent}]"]
     assert cli.main(["analysis", str(config), *further]) == 0
     folder = config.parent / "analysis"
     found = records.read_json(folder / "analysis.json")
@@ -288,7 +295,7 @@ def test_what_the_records_do_not_allow_is_said(tmp_path):
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     config = made_run(tmp_path / "run")
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
-    assert cli.main(["analysis", str(config), f"repeated={tmp_path / 'none'}"]) == 2
+    assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / 'none'}]"]) == 2
     assert "no such file; the analysis needs it" in capsys.readouterr().err
     elsewhere = made_run(tmp_path / "elsewhere", says="Mm.")
     assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
@@ -296,7 +303,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     strict = JudgeIdentity(name="strict", model="fake", rubric_version="2")
     other = [b.model_copy(update={"judge": strict}) for b in battles]
     records.write(elsewhere.parent / "battles.jsonl", other)
-    assert cli.main(["analysis", str(config), f"repeated={elsewhere.parent}"]) == 2
+    assert cli.main(["analysis", str(config), f"repeated=[{elsewhere.parent}]"]) == 2
     assert "was judged by strict" in capsys.readouterr().err
     records.write(tmp_path / "run" / "battles.jsonl", [*battles[:-1], other[-1]])
     assert cli.main(["analysis", str(config)]) == 2

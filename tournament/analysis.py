@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import Field
+
 from psychepass import records
 from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
@@ -34,11 +36,11 @@ ORDER_FREE = "the judge scores each session alone, so both orders agree by const
 
 
 class AnalysisConfig(StageConfig):
-    """Two further runs over the same sessions.jsonl, null where there is none: `unsliced`, whose judge saw whole
-    sessions one after the other (before debiasing), and `repeated`, where the same judge was asked again."""
+    """Further runs over the same sessions.jsonl, where there are any: `unsliced`, whose judge saw whole sessions one
+    after the other (before debiasing), and `repeated`, in each of which the same judge was asked again."""
 
     unsliced: str | None = None
-    repeated: str | None = None
+    repeated: list[str] = Field(default=[])
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -67,7 +69,7 @@ def inputs_of(config: AnalysisConfig) -> list[Path]:
     """
     folder = Path(config.run)
     needed = [folder / "sessions.jsonl", folder / "ratings.json", folder / "battles.jsonl"]
-    needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, config.repeated) if other]
+    needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, *config.repeated) if other]
     for path in needed:
         if not path.is_file():
             stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
@@ -146,10 +148,11 @@ def _orders(battles: Sequence[Battle], ranking: Sequence[str], config: AnalysisC
         if matches:
             bias += [{"shown": way, **row} for row in match_tables.position_bias(matches)]
             consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]
-    again = _of_same_sessions(battles, Path(config.repeated) / "battles.jsonl") if config.repeated else []
-    if again and again[0].judge != battles[0].judge:
-        raise UserError(f"repeated: {config.repeated} was judged by {again[0].judge.name}, not by this run's judge")
-    repeats = match_tables.repetition(battles, again) if again else []
+    again = [_of_same_sessions(battles, Path(other) / "battles.jsonl") for other in config.repeated]
+    for other, of in zip(config.repeated, again, strict=True):
+        if of[0].judge != battles[0].judge:
+            raise UserError(f"repeated: {other} was judged by {of[0].judge.name}, not by this run's judge")
+    repeats = match_tables.repetition(battles, *again) if again else []
     return {"position_bias": bias, "order_consistency": consistency, "repetition": repeats}
 
 

@@ -70,7 +70,7 @@ def matches_of(battles: Iterable[Battle], ranking: Sequence[str]) -> list[Match]
     for (first, second), orders in sorted(met.items()):
         names = (orders[0].contestant_a, orders[0].contestant_b)
         stratum = STRATA[sum(name not in strong for name in names)]
-        verdicts = {d: _winner([b.verdicts[d].winner for b in orders]) for d in Dimension}
+        verdicts: dict[Dimension, Winner] = {d: _winner([b.verdicts[d].winner for b in orders]) for d in Dimension}
         found.append(Match(orders[0].profile_id, stratum, first, second, names, verdicts))
     return found
 

@@ -97,7 +97,7 @@ def _look_at(d: Dimension, session: Session) -> str:
 def sheet(code: str, shown: Sequence[Shown], sessions: Mapping[str, Session]) -> str:
     """sheet.csv with empty verdicts; `sessions` by case."""
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")
+    table: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")
     table.writeheader()
     for case in shown:
         for d, item in case.items.items():

@@ -218,7 +218,7 @@ def test_round_trip(copied: Path, capsys: Any) -> None:
     assert 0.1 < noisy["value"] < 0.95 and noisy["low"] < noisy["value"] < noisy["high"]
     # rater 1 is the judge's copy, so the raters agree with one another as rater 2 does with the judge
     assert rows["all", "rater1 and rater2", "kappa"]["value"] == pytest.approx(noisy["value"])
-    assert f"rater2 and judge         {noisy['value']:.2f} [{noisy['low']:.2f}, {noisy['high']:.2f}]" in said
+    assert f"rater2 and judge           {noisy['value']:.2f} [{noisy['low']:.2f}, {noisy['high']:.2f}]" in said
     assert "agreement of 2 raters with the judge and one another on 36 items of 9 cases" in said
     assert (copied / "audit" / "agreement.png").read_bytes().startswith(b"\x89PNG")
     with (copied / "audit" / "agreement.csv").open(encoding="utf-8") as f:

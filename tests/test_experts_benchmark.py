@@ -23,6 +23,8 @@ def test_order_by_hand() -> None:
     assert found.rest_I[0] == 1 and found.rest_I[3] == pytest.approx(0.25)  # without 0: (1,3) (2,3); without 3: two
     assert experts.order(reference, reference).value == 1 and experts.order(reference, -reference).value == 0
     assert experts.order(reference, np.zeros(4)).value == 0.5  # a feature that never fires tells nothing
+    never = experts.figure("x", experts.order(reference, np.zeros(4)))
+    assert (never.low, never.high) == (None, None)  # no interval of width 0
     assert experts.order(reference * 10 + 3, other).value == found.value  # within-rater order, not the scale
 
 
@@ -99,6 +101,9 @@ def test_feedback_by_hand() -> None:
     assert found["feedback/Structure/reference-judge, overall"].value == 0.5  # 0.04 is within the margin
     assert found["feedback/all areas/longer"].value == pytest.approx((1 + 0 + 1 + 0.5) / 4)
     assert not any(name.startswith("feedback/Structure/reference-judge, E") for name in found)
+    # over all areas the judge prefers the rewritten one in 2 pairs and ties in 2: 0.75 against the longer reply's 0.625
+    assert found["feedback/all areas/reference-judge, overall - longer"].value == pytest.approx(0.75 - 0.625)
+    assert found["feedback/all areas/longer/where reference-judge decides"].value == 1
 
 
 def test_without_the_data_it_says_so_and_ends_well(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

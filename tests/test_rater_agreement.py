@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from psychepass.schema import SWAPPED, Winner
+from psychepass.schema import SWAPPED, Dimension, Winner
 from tournament.rater_agreement import (
     JUDGE,
     Item,
@@ -76,7 +76,7 @@ def drawn(n: int, noise: float, seed: int = 0, per_case: int = 4) -> list[Item]:
             said: dict[str, Winner] = {
                 who: rng.choice(options) if rng.random() < noise else truth for who in ("e1", "e2", JUDGE)
             }
-            found.append(item(case, "strong-strong" if case % 2 else "weak-weak", f"d{k}", **said))
+            found.append(item(case, "strong-strong" if case % 2 else "weak-weak", list(Dimension)[k], **said))
     return found
 
 
@@ -117,7 +117,7 @@ def test_rows_by_stratum_with_the_ceiling_beside_them() -> None:
     assert difference["value"] == pytest.approx(mean - of["strong-strong", "raters", "kappa"]["value"])
     assert of["all", "raters", "alpha"]["value"] == alpha_of(items, ["e1", "e2"])
     assert of["all", "raters", "alpha"]["value"] == pytest.approx(kappa_of(items, "e1", "e2"), abs=0.02)
-    assert ("d0", "e1 and e2", "kappa") not in of and of["d0", "raters", "kappa"]["n"] == 20
+    assert ("empathy", "e1 and e2", "kappa") not in of and of["empathy", "raters", "kappa"]["n"] == 20
 
 
 def test_raters_who_never_differ_have_no_jackknife_interval() -> None:

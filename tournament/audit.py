@@ -241,16 +241,18 @@ def told(found: Mapping[str, Any]) -> str:
     judge = found["judge"]
     lines = [f"judge {judge['name']}, rubric {judge['rubric_version']}. {found['statement']}"]
     lines.append(f"Square brackets: 95 %, unit {found['unit']}; -: not bounded by these data.")
-    lines.append(f"{'':<15} {'between':<24} {'kappa':<22} {'same verdict':<22} {'ties':<12} n")
-    rows = [r for r in found["agreement"] if r["measure"] == "kappa"]
+    lines.append(f"{'':<15} {'between':<26} {'kappa':<22} {'same verdict':<22} {'ties':<12} n")
     same = {(r["of"], r["name"], r["between"]): r for r in found["agreement"] if r["measure"] == "agreement"}
-    for row in rows:
-        other = same.get((row["of"], row["name"], row["between"]))
+    for row in found["agreement"]:
+        if row["measure"] == "agreement" or row["of"] == "dimension":
+            continue
+        other = same.get((row["of"], row["name"], row["between"])) if row["measure"] == "kappa" else None
+        between = row["between"] if row["measure"] == "kappa" else "raters, alpha"
         share = _ends(other) if other else ""
         said = f"{row['ties_first']:.0%}, {row['ties_second']:.0%}"
         n = f"{row['n']} clients, {row['cases']} cases, {row['items']} items"
-        lines.append(f"{row['name']:<15} {row['between']:<24} {_ends(row):<22} {share:<22} {said:<12} {n}")
-    return "\n".join(lines)
+        lines.append(f"{row['name']:<15} {between:<26} {_ends(row):<22} {share:<22} {said:<12} {n}")
+    return "\n".join([*lines, "By dimension: agreement.csv and agreement.png."])
 
 
 def _ends(row: Mapping[str, Any]) -> str:

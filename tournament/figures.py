@@ -205,7 +205,7 @@ def experts(rows: Sequence[Row]) -> Figure:
     groups: dict[str, Sequence[report_figures.Row]] = {
         label: [_ends(kappa[n, side], f"{n} (n {kappa[n, side]['n']})") for n in names] for side, label in sides.items()
     }
-    return forest(groups, "Cohen's kappa, mean over raters or pairs of raters; n clients", limits=(-1.03, 1.03))
+    return forest(groups, "Cohen's kappa with 95 % interval (n clients)", limits=(-1.03, 1.03))
 
 
 def save_experts(rows: Sequence[Row], path: Path) -> None:

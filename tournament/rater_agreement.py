@@ -8,9 +8,9 @@ Verdicts on pairs: which of two sessions is called first is arbitrary, and the f
 So each item is counted in both orientations (departure from PsychePass, whose section 4.4 does not say which it
 took): A and B are then equally frequent, and no figure depends on the order in which anybody was shown anything.
 
-Intervals: delete-one-client jackknife with t(n - 1); a case belongs to one client, so that with a client a case it
-is the jackknife over cases within the stratum. Cut at -1 and 1. Where no deletion moves the figure (nobody ever
-disagreed) the jackknife has nothing to go by: both ends are None, and the share of agreement beside it has an interval.
+Intervals: delete-one-client jackknife with t(n - 1), cut at the ends of the range; a case belongs to one client, so
+that with a client a case it is the jackknife over cases within the stratum. Where no deletion moves the figure (nobody
+ever disagreed) it has nothing to go by: both ends are None, and the share of agreement beside it has an interval.
 Legend: R raters, I items, U units (clients), K categories.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import krippendorff
 import numpy as np
 
-from psychepass.schema import Winner
+from psychepass.schema import Dimension, Winner
 from psychepass.stats import jackknife_t, share_interval
 
 CATEGORIES: tuple[Winner, ...] = ("A", "tie", "B")  # mirrored by reversal
@@ -84,8 +84,8 @@ def mean_kappa(items: Sequence[Item], pairs: Sequence[tuple[str, str]]) -> float
     return float(np.mean(known)) if len(known) == len(found) else None
 
 
-def over_clients(items: Sequence[Item], statistic: Statistic) -> Row:
-    """{"value", "low", "high", "n"} of a statistic of items, by delete-one-client jackknife."""
+def over_clients(items: Sequence[Item], statistic: Statistic, most: float = 1.0) -> Row:
+    """{"value", "low", "high", "n"} of a statistic of items in [-most, most], by delete-one-client jackknife."""
     clients = sorted({i.client for i in items})
     value = statistic(items)
     ends: Row = {"value": value, "low": None, "high": None, "n": len(clients)}
@@ -96,7 +96,7 @@ def over_clients(items: Sequence[Item], statistic: Statistic) -> Row:
     if len(known) < len(rest) or np.ptp(known) < 1e-12:
         return ends
     found = jackknife_t(known, value)
-    return ends | {"low": max(-1.0, found.low), "high": min(1.0, found.high)}
+    return ends | {"low": max(-most, found.low), "high": min(most, found.high)}
 
 
 def same_verdict(items: Sequence[Item], pairs: Sequence[tuple[str, str]]) -> Row:
@@ -122,14 +122,13 @@ def agreement_rows(items: Sequence[Item], raters: Sequence[str], strata: Sequenc
     """
     groups = [("stratum", s, [i for i in items if i.stratum == s]) for s in strata]
     groups.append(("all", "all", list(items)))
-    named = list(dict.fromkeys(i.dimension for i in items))
-    groups += [("dimension", d, [i for i in items if i.dimension == d]) for d in named]
+    groups += [("dimension", d, [i for i in items if i.dimension == d]) for d in Dimension]
     rows = []
     for of, name, chosen in groups:
         if not chosen:
             continue
         counts = {"cases": len({i.case for i in chosen}), "items": len(chosen)}
-        rows += [{"of": of, "name": name, **row, **counts} for row in _rows_of(chosen, raters, of != "dimension")]
+        rows += [{"of": of, "name": str(name), **row, **counts} for row in _rows_of(chosen, raters, of != "dimension")]
     return rows
 
 
@@ -148,7 +147,7 @@ def _rows_of(items: Sequence[Item], raters: Sequence[str], each_pair: bool) -> l
         kappa = over_clients(items, lambda chosen, pairs=pairs: mean_kappa(chosen, pairs))
         rows.append({"between": between, "measure": "kappa", **kappa, **said})
         rows.append({"between": between, "measure": "agreement", **same_verdict(items, pairs), **said})
-    apart = over_clients(items, lambda chosen: _difference(chosen, with_judge, human))
+    apart = over_clients(items, lambda chosen: _difference(chosen, with_judge, human), most=2.0)
     said = {"ties_first": round(ties(items, raters), 6), "ties_second": round(ties(items, [JUDGE]), 6)}
     rows.append({"between": "raters and judge - raters", "measure": "kappa", **apart, **said})
     said = {"ties_first": said["ties_first"], "ties_second": said["ties_first"]}

@@ -9,8 +9,9 @@ mapping below was fixed before any figure was seen; nothing was tuned on these s
 
 empathic_judging: 4 x 50 conversations on 21 dimensions by 3 experts, a crowd and 3 LLMs. The experts' absolute scores:
 ordinal alpha. Within-rater order: of the pairs of conversations that an expert tells apart, the share that the other
-rater orders alike, a tie being half (0.5 is chance, and what a feature that never fires gets); mean over the experts as
-reference. Of the experts themselves it is the ceiling: mean over the ordered pairs of experts.
+rater orders alike, a tie being half (0.5 is chance, and what a feature that never fires gets; how often it is above 0
+stands beside it); mean over the experts as reference. Of the experts themselves it is the ceiling: mean over the
+ordered pairs of experts.
   lend_an_ear           validating_emotions: validation; encouraging_elaboration: Engagement; demonstrating_
                         understanding: Empathy; advice_giving (how much): action; dismissing_emotions: dismissal;
                         self_oriented: none
@@ -43,7 +44,7 @@ from scipy.stats import t as student
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.stats import jackknife_t
+from psychepass.stats import jackknife_t, share_interval
 from tests.benchmarks.experts_feedback import LEXICONS, Figure, feedback, pairs_of
 from tests.benchmarks.unscripted import Line, conversation, lines_of
 from tournament.lexicon import load_lexicon
@@ -117,6 +118,9 @@ def beside_experts(scores: Mapping[str, np.ndarray], other_I: np.ndarray) -> Est
 
 
 def figure(name: str, estimate: Estimate) -> Figure:
+    """Without ends where no deletion moves the figure (a feature that never fires): nothing bounds it."""
+    if np.ptp(estimate.rest_I) < 1e-12:
+        return Figure(name, estimate.value, None, None, len(estimate.rest_I))
     ends = jackknife_t(estimate.rest_I, estimate.value)
     return Figure(name, estimate.value, max(0.0, ends.low), min(1.0, ends.high), ends.n)
 
@@ -194,6 +198,8 @@ def judging(folder: Path, quick: bool) -> list[Figure]:
                 for x in LEXICONS:
                     of_judge = np.array([row[feature] for row in ours[x]])
                     estimates[f"reference-{x}"] = beside_experts(scores, of_judge)
+                    fires = share_interval((of_judge > 0).astype(float))
+                    found.append(Figure(f"{name}/{d}/{feature} above 0/reference-{x}", *fires.model_dump().values()))
                 estimates["longer"] = beside_experts(scores, length_I)
             absolute = experts_alpha(scores)
             if absolute is not None:

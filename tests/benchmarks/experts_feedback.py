@@ -96,4 +96,21 @@ def feedback(pairs: Sequence[Pair]) -> list[Figure]:
             strict = [(p, (v + 1) / 2) for p, v in zip(own, said, strict=True) if v]
             if strict:
                 found.append(share(f"feedback/{area}/{way}/where it decides", *map(list, zip(*strict, strict=True))))
+        if area == "all areas":
+            for x in LEXICONS:
+                found += against_longer(own, f"reference-{x}", ways[f"reference-{x}, overall"], ways["longer"])
     return found
+
+
+def against_longer(pairs: Sequence[Pair], judge: str, said: Sequence[int], longer: Sequence[int]) -> list[Figure]:
+    """The judge's share less the longer reply's on the same pairs, and the longer reply's where the judge decides."""
+    middle = share(
+        f"feedback/all areas/{judge}, overall - longer",
+        pairs,
+        [0.5 + (a - b) / 4 for a, b in zip(said, longer, strict=True)],
+    )
+    low, high = (None if end is None else 2 * end - 1 for end in (middle.low, middle.high))
+    decided = [(p, (b + 1) / 2) for p, a, b in zip(pairs, said, longer, strict=True) if a]
+    there = f"feedback/all areas/longer/where {judge} decides"
+    found = [middle._replace(value=2 * middle.value - 1, low=low, high=high)]
+    return found + ([share(there, [p for p, _ in decided], [v for _, v in decided])] if decided else [])

@@ -31,7 +31,8 @@ NEEDED = {
     "manifests/heldout.json": "heldout",
 }
 AUDIT = "audit/audit.json"
-OPTIONAL = ("grpo/validation.jsonl", AUDIT)
+BEST_OF_N = "best_of_n/summary.json"
+OPTIONAL = ("grpo/validation.jsonl", AUDIT, BEST_OF_N)
 OPENINGS = "openings.json"
 WORDS = (
     "Research software. Clients are fictional; replies are machine-written and may be harmful. "

@@ -45,7 +45,8 @@ from scipy.stats import t as student
 from psychepass import records
 from psychepass.errors import UserError
 from psychepass.stats import jackknife_t, share_interval
-from tests.benchmarks.experts_feedback import LEXICONS, Figure, feedback, pairs_of
+from tests.benchmarks.experts_feedback import LEXICONS, feedback, pairs_of
+from tests.benchmarks.figures import Figure
 from tests.benchmarks.unscripted import Line, conversation, lines_of
 from tournament.lexicon import load_lexicon
 from tournament.rater_agreement import alpha, cohen_kappa
@@ -118,9 +119,7 @@ def beside_experts(scores: Mapping[str, np.ndarray], other_I: np.ndarray) -> Est
 
 
 def figure(name: str, estimate: Estimate) -> Figure:
-    """Without ends where no deletion moves the figure (a feature that never fires): nothing bounds it."""
-    if np.ptp(estimate.rest_I) < 1e-12:
-        return Figure(name, estimate.value, None, None, len(estimate.rest_I))
+    """Without an interval (both ends the value) where the other rater, a feature that never fires, orders nothing."""
     ends = jackknife_t(estimate.rest_I, estimate.value)
     return Figure(name, estimate.value, max(0.0, ends.low), min(1.0, ends.high), ends.n)
 
@@ -229,7 +228,7 @@ def _less(a: Estimate, b: Estimate) -> Estimate:
 
 
 def told(f: Figure) -> str:
-    ends = "[{}, {}]".format(*("-" if e is None else f"{e:.3f}" for e in (f.low, f.high)))
+    ends = "no interval" if f.low == f.high else f"[{f.low:.3f}, {f.high:.3f}]"
     return f"{f.name:<88} {f.value:6.3f} {ends:<17} n = {f.n}"
 
 

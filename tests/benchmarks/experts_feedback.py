@@ -10,6 +10,7 @@ import numpy as np
 
 from psychepass import records
 from psychepass.stats import share_interval
+from tests.benchmarks.figures import Figure
 from tests.benchmarks.unscripted import last_reply
 from tournament.lexicon import LexiconName, load_lexicon
 from tournament.reference_judge import MIN_TAU
@@ -18,16 +19,6 @@ AREAS = {"Empathy": "Empathy", "Questions": "Engagement", "Suggestions": "Sugges
          "Reflections": "reflection", "Self-disclosure": "", "Professionalism": "", "Structure": ""}  # fmt: skip
 SUMMED = ("Empathy", "Engagement", "Suggestion", "validation")
 LEXICONS: tuple[LexiconName, ...] = get_args(LexiconName)
-
-
-class Figure(NamedTuple):
-    """n counts conversations (of the judges' set) or dialogues (of the feedback)."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
 
 
 class Pair(NamedTuple):
@@ -109,8 +100,7 @@ def against_longer(pairs: Sequence[Pair], judge: str, said: Sequence[int], longe
         pairs,
         [0.5 + (a - b) / 4 for a, b in zip(said, longer, strict=True)],
     )
-    low, high = (None if end is None else 2 * end - 1 for end in (middle.low, middle.high))
     decided = [(p, (b + 1) / 2) for p, a, b in zip(pairs, said, longer, strict=True) if a]
     there = f"feedback/all areas/longer/where {judge} decides"
-    found = [middle._replace(value=2 * middle.value - 1, low=low, high=high)]
+    found = [middle._replace(value=2 * middle.value - 1, low=2 * middle.low - 1, high=2 * middle.high - 1)]
     return found + ([share(there, [p for p, _ in decided], [v for _, v in decided])] if decided else [])

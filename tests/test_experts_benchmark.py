@@ -75,9 +75,11 @@ def test_features_of_made_up_replies() -> None:
     assert thrice["open question"] == 1 and thrice["Engagement"] == 0
 
 
-def test_length_is_not_held_against_a_reply() -> None:
-    short, long = "What is the exam for you?", "What is the exam for you? " + "I would like to hear it from you. " * 1
-    assert of("My exam is near.", short)["open question"] == of("My exam is near.", long)["open question"] == 1
+def test_length_is_not_held_against_a_reply_but_repetition_is() -> None:
+    asked = "What part of the exam seems hardest to you?"
+    more = " Some people dread the hours before it, others the wait for the marks in July."
+    assert of("My exam is near.", asked)["open question"] == of("My exam is near.", asked + more)["open question"] == 1
+    assert of("My exam is near.", asked + 3 * more)["open question"] == 0  # q: repeated 4-grams
 
 
 def pair(dialogue: str, area: str, words: tuple[int, int], **of: tuple[float, float]) -> experts_feedback.Pair:
@@ -146,4 +148,4 @@ def test_kappas_are_those_that_the_study_published(folder: Path) -> None:
         of = scores[places[row["Dataset"]]][row["Dimension"]]
         ours = experts.quadratic_kappa(of[first], of[second])
         found.append(ours is not None and abs(ours - float(row["Weighted Cohen's Kappa"])) < 0.0051)
-    assert len(found) == 63 and sum(found) >= 60
+    assert len(found) == 63 and sum(found) >= 60, [r for r, same in zip(published, found, strict=False) if not same]

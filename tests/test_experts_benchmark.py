@@ -148,4 +148,4 @@ def test_kappas_are_those_that_the_study_published(folder: Path) -> None:
         of = scores[places[row["Dataset"]]][row["Dimension"]]
         ours = experts.quadratic_kappa(of[first], of[second])
         found.append(ours is not None and abs(ours - float(row["Weighted Cohen's Kappa"])) < 0.0051)
-    assert len(found) == 63 and sum(found) >= 60, [r for r, same in zip(published, found, strict=False) if not same]
+    assert len(found) == 63 and sum(found) >= 62  # self_oriented of experts 1 and 2: 0.79 here, 0.82 there

@@ -120,6 +120,18 @@ def test_rows_by_stratum_with_the_ceiling_beside_them() -> None:
     assert ("empathy", "e1 and e2", "kappa") not in of and of["empathy", "raters", "kappa"]["n"] == 20
 
 
+def test_three_raters_have_means_over_their_pairs() -> None:
+    items = [Item(i.stratum, i.client, i.case, i.dimension, i.verdicts | {"e3": i.verdicts[JUDGE], JUDGE: "A"})
+             for i in drawn(10, 0.4)]  # fmt: skip
+    of = {(r["between"], r["measure"]): r for r in agreement_rows(items, ["e1", "e2", "e3"], []) if r["of"] == "all"}
+    pairs = [("e1", "e2"), ("e1", "e3"), ("e2", "e3")]
+    assert of["raters", "kappa"]["value"] == pytest.approx(np.mean([kappa_of(items, a, b) for a, b in pairs]))
+    assert {f"{a} and {b}" for a, b in pairs} <= {between for between, _ in of}
+    assert of["raters", "alpha"]["value"] == alpha_of(items, ["e1", "e2", "e3"])
+    # a judge that always says A agrees with nobody beyond chance, however often it is right
+    assert abs(of["raters and judge", "kappa"]["value"]) < 0.2
+
+
 def test_raters_who_never_differ_have_no_jackknife_interval() -> None:
     found = over_clients(drawn(8, 0.0), lambda chosen: kappa_of(chosen, "e1", "e2"))
     assert found == {"value": 1.0, "low": None, "high": None, "n": 8}

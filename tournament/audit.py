@@ -7,7 +7,7 @@ export draws matches of the run (audit_draw) and writes under <run>/audit/: a fo
 with pages and a sheet that name nobody (audit_sheets), and key.json, which says what the codes stand for: it stays with
 the researcher. import reads the filled sheets of two or more raters and writes audit.json, agreement.csv and
 agreement.png: kappa of each rater with the judge, by stratum, with the raters' kappa with one another beside it
-(rater_agreement). Import is done again whenever a sheet has changed; export never writes over sheets.
+(rater_agreement). Import is done anew at every call; export never writes over sheets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import Field
 from psychepass import records
 from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
-from psychepass.run import StageRun, stage_run
+from psychepass.run import file_hash, stage_run
 from psychepass.schema import SWAPPED, Session
 from tournament import audit_draw, audit_sheets
 from tournament.analysis import read_battles
@@ -160,23 +160,13 @@ def import_sheets(config: AuditConfig) -> None:
     paths = [Path(p) for p in config.filled or []]
     paths = paths or [folder / "hand_out" / rater / "sheet.csv" for rater in key["raters"]]
     items = read_items(key, paths)
-    inputs = [folder / "key.json", *paths]
-    _forget_if_stale(config, inputs, folder / "audit.json")
-    with stage_run("audit-import", config, inputs) as run:
-        if not run.done:
-            write(compose(key, items), folder)
-            run.note(raters=len(paths), items=len(items))
-    print(told(records.read_json(folder / "audit.json")))
-
-
-def _forget_if_stale(config: AuditConfig, inputs: list[Path], made: Path) -> None:
-    """The import holds nothing that could be lost: it is made again when a sheet or the config changed."""
-    try:
-        stale = not StageRun("audit-import", config, inputs, frozenset({"run"})).done
-    except UserError:
-        stale = True
-    if stale or not made.is_file():
-        (Path(config.run) / "manifests" / "audit-import.json").unlink(missing_ok=True)
+    # seconds of work that hold nothing that could be lost: done at every call, so that no changed sheet is overlooked
+    (Path(config.run) / "manifests" / "audit-import.json").unlink(missing_ok=True)
+    with stage_run("audit-import", config, [folder / "key.json", *paths]) as run:
+        found = compose(key, items)
+        write(found, folder)
+        run.note(items=len(items), sheets={str(path): file_hash(path) for path in paths})
+    print(told(found))
 
 
 def read_items(key: Mapping[str, Any], paths: Sequence[Path]) -> list[Item]:

@@ -183,7 +183,7 @@ def figures(
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--only-fold", type=int, help="train and test this one alone, from 0")
+    parser.add_argument("--only-folds", type=int, nargs="+", help="train and test these alone, from 0")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--validation-dialogues", type=int, default=12, help="of the train ones, to choose the epoch")
     parser.add_argument("--dialogues-per-step", type=int, default=2)
@@ -209,7 +209,7 @@ def run(rows: list[PairRow], folder: Path, args: argparse.Namespace) -> list[dic
     tested: list[PreferencePair] = []
     sessions: dict[str, Session] = {}
     rewards: dict[tuple[str, Ask], float] = {}
-    for fold in range(args.folds) if args.only_fold is None else [args.only_fold]:
+    for fold in args.only_folds or range(args.folds):
         of_fold = margins(folder / f"fold-{fold}", rows, set(dialogues[fold :: args.folds]), args)
         tested += of_fold[0]
         sessions |= of_fold[1]
@@ -228,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         found = run(rows, args.work or Path(temporary), args)
     print(f"{len(rows)} pairs of {len({r.client for r in rows})} dialogues; {args.folds} folds, seed {args.seed}")
+    if args.only_folds:
+        print(f"tested: the dialogues of folds {', '.join(map(str, args.only_folds))}")
     if args.quick:
         print("--quick: a tiny random model on 12 dialogues; these numbers mean nothing")
     for row in found:

@@ -13,6 +13,7 @@ STAGES = {
     "simulate": ("rollout_env.simulate", "clients meet therapists: sessions.jsonl"),
     "tournament": ("tournament.run", "sessions meet in a Swiss tournament: battles.jsonl, ratings.json"),
     "analysis": ("tournament.analysis", "what the battles say beside the ratings: tables and figures"),
+    "audit": ("tournament.audit", "the judge beside human raters: blinded rating sheets out, agreement in"),
     "data": ("training.build", "battles become preference pairs and RL prompts"),
     "import-pairs": ("training.imported", "or: pairs from a file of chosen and rejected conversations"),
     "rm": ("reward_model.train", "train the Bradley-Terry reward model on the pairs"),

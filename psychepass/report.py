@@ -31,6 +31,7 @@ CONTENTS = (
     ("drift", "Style drift"),
     ("transcripts", "Transcripts"),
     ("leaderboard", "Leaderboard"),
+    ("raters", "Human raters"),
     ("reward-model", "Reward model"),
     ("training", "Training curves"),
     ("run", "What was run"),
@@ -103,7 +104,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
     metrics = records.read_json(run_dir / "reward_model" / "metrics.json")
     accuracies = report_data.accuracies(metrics)
     contestants = [r["contestant"] for r in ratings["overall"]]
-    last = stages["heldout"]
+    last, audit = stages["heldout"], report_data.audit(run_dir)
     best_of_n = run_dir / report_data.BEST_OF_N
     return {
         "name": run_dir.resolve().name,
@@ -114,7 +115,8 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "statement_run": STATEMENT_RUN,
         "labels": report_data.LABELS,
         "drift_labels": DRIFT_LABELS,
-        "contents": CONTENTS,
+        "contents": [c for c in CONTENTS if audit or c[0] != "raters"],
+        "audit": audit,
         "judge": judges["judge"],
         "shadow_judge": judges["shadow"],
         "ratings": ratings,

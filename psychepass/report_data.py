@@ -30,8 +30,9 @@ NEEDED = {
     "heldout/sessions.jsonl": "heldout",
     "manifests/heldout.json": "heldout",
 }
+AUDIT = "audit/audit.json"
 BEST_OF_N = "best_of_n/summary.json"
-OPTIONAL = ("grpo/validation.jsonl", BEST_OF_N)
+OPTIONAL = ("grpo/validation.jsonl", AUDIT, BEST_OF_N)
 OPENINGS = "openings.json"
 WORDS = (
     "Research software. Clients are fictional; replies are machine-written and may be harmful. "
@@ -54,6 +55,12 @@ def inputs(run_dir: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
     return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+
+
+def audit(run_dir: Path) -> dict[str, Any] | None:
+    """What stage audit found of human raters; None where it was not run."""
+    path = run_dir / AUDIT
+    return records.read_json(path) if path.is_file() else None
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:

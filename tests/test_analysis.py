@@ -87,6 +87,13 @@ def test_repetition_counts_the_same_presentation_alone():
     assert one(rows, measure="skill")["value"] == 0
 
 
+def test_repetition_of_three_judgements_is_the_mean_over_their_pairs():
+    judged = [[battle("1", "x", "y", w), battle("2", "x", "y", "A")] for w in ("A", "A", "tie")]
+    row = one(match_tables.repetition(*judged), measure="overall")
+    assert row["value"] == pytest.approx((1 / 3 + 1) / 2) and (row["n"], row["battles"]) == (2, 2)
+    assert match_tables.repetition(judged[0])[0]["value"] is None  # judged once: nothing to compare
+
+
 def test_without_battles_a_row_is_empty_not_zero():
     assert match_tables.share_row([], measure="overall") == {
         "measure": "overall", "value": None, "low": None, "high": None, "n": 0, "battles": 0,
@@ -157,7 +164,7 @@ def talk(clients: int, by_length: bool, seed: int = 0) -> tuple[list[Battle], di
     for c in range(clients):
         script = short_script(f"c{c}")
         words = {name: rng.randint(5, 25) + (12 if name == "b" else 0) for name in "abc"}
-        made = {name: session_of(script, name, "train", " ".join(["word"] * words[name])) for name in "abc"}
+        made = {name: session_of(script, name, "train", " ".join(["word."] * words[name])) for name in "abc"}
         sessions |= {s.id: s for s in made.values()}
         for x, y in combinations("abc", 2):
             longer = words[x] > words[y] if by_length else x < y
@@ -184,6 +191,24 @@ def test_a_win_by_name_stays_at_equal_length():
     assert [r["feature"] for r in coefficients] == ["log words a reply"] * 2  # nobody asked or formatted anything
 
 
+def test_a_win_by_exclamation_marks_is_gone_at_equal_style():
+    rng, battles, sessions = random.Random(1), [], {}
+    for c in range(32):
+        script, loud = short_script(f"c{c}"), {name: rng.randint(0, 4) + 2 * (name == "b") for name in "abc"}
+        made = {n: session_of(script, n, "train", "one two three. Four" + "!" * loud[n]) for n in "abc"}
+        sessions |= {s.id: s for s in made.values()}
+        for x, y in combinations("abc", 2):
+            winner: Winner = "A" if (loud[x] > loud[y]) == (rng.random() < 0.85) else "B"
+            winner = "tie" if loud[x] == loud[y] else winner
+            ids = {"session_a": made[x].id, "session_b": made[y].id}
+            battles.append(battle(f"c{c}", x, y, winner).model_copy(update=ids))
+    rates, coefficients = length_control.controlled_win_rates(battles, sessions, ["a", "b", "c"])
+    raw, length, equal = (one(rates, model=m, contestant="b") for m in length_control.MODELS)
+    assert raw["low"] > 0.6 and length["value"] == pytest.approx(raw["value"])  # all speak at one length
+    assert equal["low"] < 0.5 < equal["high"]
+    assert [r["feature"] for r in coefficients] == ["exclamation marks a reply"] and coefficients[0]["low"] > 0
+
+
 def test_what_only_contestants_differ_in_is_left_out():
     battles, sessions = talk(8, by_length=True)
     by_name = {name: "Why? " * i for i, name in enumerate("abc")}
@@ -199,7 +224,8 @@ def test_features_of_a_reply():
     session = session_of(short_script("c"), "a", "train", "Was it so? **Yes**\n- 我很好？")
     found = length_control.features(session)
     assert found == {"log words a reply": pytest.approx(np.log(1 + 7)), "questions a reply": 2,
-                     "formatting marks a reply": 3}  # fmt: skip
+                     "formatting marks a reply": 3, "words a sentence": pytest.approx(7 / 3),
+                     "exclamation marks a reply": 0}  # fmt: skip
 
 
 # --- the stage -----------------------------------------------------------------------------------
@@ -229,7 +255,7 @@ def made_run(folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear 
 
 def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
     config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1)
-    further = [f"unsliced={other.parent}", f"repeated={other.parent}"]
+    further = [f"unsliced={other.parent}", f"repeated=[{other.parent}]"]
     assert cli.main(["analysis", str(config), *further]) == 0
     folder = config.parent / "analysis"
     found = records.read_json(folder / "analysis.json")
@@ -269,7 +295,7 @@ def test_what_the_records_do_not_allow_is_said(tmp_path):
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     config = made_run(tmp_path / "run")
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
-    assert cli.main(["analysis", str(config), f"repeated={tmp_path / 'none'}"]) == 2
+    assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / 'none'}]"]) == 2
     assert "no such file; the analysis needs it" in capsys.readouterr().err
     elsewhere = made_run(tmp_path / "elsewhere", says="Mm.")
     assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
@@ -277,7 +303,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     strict = JudgeIdentity(name="strict", model="fake", rubric_version="2")
     other = [b.model_copy(update={"judge": strict}) for b in battles]
     records.write(elsewhere.parent / "battles.jsonl", other)
-    assert cli.main(["analysis", str(config), f"repeated={elsewhere.parent}"]) == 2
+    assert cli.main(["analysis", str(config), f"repeated=[{elsewhere.parent}]"]) == 2
     assert "was judged by strict" in capsys.readouterr().err
     records.write(tmp_path / "run" / "battles.jsonl", [*battles[:-1], other[-1]])
     assert cli.main(["analysis", str(config)]) == 2

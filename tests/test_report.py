@@ -18,6 +18,8 @@ from psychepass.errors import UserError
 from psychepass.schema import Session
 from tests import synthetic_run
 from tests.conftest import ROOT
+from tournament import audit
+from tournament.rater_agreement import Item
 
 CONFIG = str(ROOT / "configs" / "report.yaml")
 
@@ -289,6 +291,26 @@ def test_the_shipped_configs_load(made: Path) -> None:
     for path in ("report.yaml", "quickstart/report.yaml"):
         assert load(report.ReportConfig, ROOT / "configs" / path).run.startswith("runs/")
     assert json.loads((made / "manifests" / "report.json").read_text())["ended"]
+
+
+def test_human_raters_stand_on_the_page_where_an_audit_was_made(copied: Path) -> None:
+    assert "Human raters" not in page_of(copied) and "was not compared with human experts" in page_of(copied)
+    items = [
+        Item("strong-weak", f"c{c}", f"case-{c}", "skill", {"e1": said, "e2": "A", "judge": other})
+        for c, (said, other) in enumerate([("A", "A"), ("B", "A"), ("tie", "tie"), ("A", "B")])
+    ]
+    key = {"judge": records.read_json(copied / "judge.json")["judge"]}
+    found = audit.compose(key | {"matches": {"all": 9, "left_out_naming_a_model": 1}}, items)
+    records.write_json(copied / "audit" / "audit.json", found)
+    report.main(CONFIG, [f"run={copied}"])  # made again, because a file that it rests on has come
+    page = Reader(page_of(copied))
+    text = " ".join(page.text.split())
+    assert "raters" in page.ids and "was not compared with human experts" not in text
+    assert "agreement of 2 raters with the judge and one another on 4 items of 4 cases" in text
+    kappa = next(
+        r for r in found["agreement"] if (r["name"], r["between"], r["measure"]) == ("all", "e1 and judge", "kappa")
+    )
+    assert kappa["value"] in page.values and f"[{kappa['low']:.2f}, {kappa['high']:.2f}]".replace("-", "−") in text
 
 
 def test_what_choosing_by_the_reward_model_is_worth_is_shown_where_it_was_measured(made: Path, copied: Path) -> None:

@@ -1,10 +1,10 @@
 """Stage `analysis`: what a run's battles say beside its ratings, each a table and a figure with intervals.
 
-Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json where it is there, and the
-battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table, PNG figures,
-and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
-Tables of PsychePass: 2 leaderboard, 3 (experts) never; figures: 3 before_after, 4 ratings_by_round and
-agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
+Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json and audit/audit.json where they
+are there, and the battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table,
+PNG figures, and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
+Tables of PsychePass: 2 leaderboard, 3 experts (what stage audit found); figures: 3 before_after, 4 ratings_by_round
+and agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
 controlled_win_rates and their coefficients. Like the report it is made again when anything it rests on changed.
 """
 
@@ -15,6 +15,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
+
+from pydantic import Field
 
 from psychepass import records
 from psychepass.config import StageConfig, load
@@ -28,16 +30,17 @@ from tournament.pairing import PairingName
 
 SLICES, WHOLE = "stage slices", "whole sessions"
 HELDOUT = Path("heldout") / "summary.json"
-EXPERTS = "agreement with experts (Table 3): the records of a run hold no verdicts of experts"
+AUDIT = Path("audit") / "audit.json"
+EXPERTS = "agreement with experts (Table 3): no verdicts of experts are there; stage audit gives out sheets for them"
 ORDER_FREE = "the judge scores each session alone, so both orders agree by construction and one was recorded"
 
 
 class AnalysisConfig(StageConfig):
-    """Two further runs over the same sessions.jsonl, null where there is none: `unsliced`, whose judge saw whole
-    sessions one after the other (before debiasing), and `repeated`, where the same judge was asked again."""
+    """Further runs over the same sessions.jsonl, where there are any: `unsliced`, whose judge saw whole sessions one
+    after the other (before debiasing), and `repeated`, in each of which the same judge was asked again."""
 
     unsliced: str | None = None
-    repeated: str | None = None
+    repeated: list[str] = Field(default=[])
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -66,12 +69,12 @@ def inputs_of(config: AnalysisConfig) -> list[Path]:
     """
     folder = Path(config.run)
     needed = [folder / "sessions.jsonl", folder / "ratings.json", folder / "battles.jsonl"]
-    needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, config.repeated) if other]
+    needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, *config.repeated) if other]
     for path in needed:
         if not path.is_file():
             stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
             raise UserError(f"{path}: no such file; the analysis needs it, so run psychepass {stage} first")
-    return [*needed, *(p for p in [folder / HELDOUT] if p.is_file())]
+    return [*needed, *(p for p in [folder / HELDOUT, folder / AUDIT] if p.is_file())]
 
 
 def analyse(config: AnalysisConfig) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
     rates, coefficients = length_control.controlled_win_rates(battles, sessions, ranking, config.seed)
     tables = {
         "leaderboard": leaderboard(board),
+        "experts": records.read_json(folder / AUDIT)["agreement"] if (folder / AUDIT).is_file() else [],
         **_orders(battles, ranking, config),
         **_convergence(battles, ranking, board.get("pairing", "swiss"), config.seed),
         "before_after": before_after(folder / HELDOUT),
@@ -144,10 +148,11 @@ def _orders(battles: Sequence[Battle], ranking: Sequence[str], config: AnalysisC
         if matches:
             bias += [{"shown": way, **row} for row in match_tables.position_bias(matches)]
             consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]
-    again = _of_same_sessions(battles, Path(config.repeated) / "battles.jsonl") if config.repeated else []
-    if again and again[0].judge != battles[0].judge:
-        raise UserError(f"repeated: {config.repeated} was judged by {again[0].judge.name}, not by this run's judge")
-    repeats = match_tables.repetition(battles, again) if again else []
+    again = [_of_same_sessions(battles, Path(other) / "battles.jsonl") for other in config.repeated]
+    for other, of in zip(config.repeated, again, strict=True):
+        if of[0].judge != battles[0].judge:
+            raise UserError(f"repeated: {other} was judged by {of[0].judge.name}, not by this run's judge")
+    repeats = match_tables.repetition(battles, *again) if again else []
     return {"position_bias": bias, "order_consistency": consistency, "repetition": repeats}
 
 
@@ -176,7 +181,7 @@ def not_in_records(
     tables: Mapping[str, Sequence[Row]], battles: Sequence[Battle], coefficients: Sequence[Row]
 ) -> dict[str, str]:
     """What the tables lack, and why, in a sentence each."""
-    found = {"experts": EXPERTS}
+    found = {} if tables["experts"] else {"experts": EXPERTS}
     order_free = battles[0].judge.order_free
     if not tables["before_after"]:
         found["before_after"] = f"before and after (Figure 3): {HELDOUT} is not there; stage heldout writes it"

@@ -35,6 +35,7 @@ def draw(tables: Mapping[str, Sequence[Row]], ranking: Sequence[str], folder: Pa
             "order_consistency",
             lambda: pairs(tables["order_consistency"], ranking, "the same verdict in both orders"),
         ),
+        "experts": ("experts", lambda: experts(tables["experts"])),
         "repetition": ("repetition", lambda: shares(tables["repetition"], "asked again, the same verdict")),
         "controlled_win_rates": ("controlled_win_rates", lambda: controlled(tables["controlled_win_rates"], ranking)),
     }
@@ -194,3 +195,19 @@ def controlled(rows: Sequence[Row], ranking: Sequence[str]) -> Figure:
         model: [_ends(of[model, name], name) for name in ranking] for model in models
     }
     return forest(groups, "win rate against the whole field, by what is held equal", zero=0.5, limits=(-0.03, 1.03))
+
+
+def experts(rows: Sequence[Row]) -> Figure:
+    """Kappa of the raters with the judge, and of the raters with one another, by stratum and dimension."""
+    kappa = {(r["name"], r["between"]): r for r in rows if r["measure"] == "kappa" and r["value"] is not None}
+    sides = {"raters and judge": "with the judge", "raters": "with one another (ceiling)"}
+    names = [n for n in dict.fromkeys(r["name"] for r in rows) if all((n, side) in kappa for side in sides)]
+    groups: dict[str, Sequence[report_figures.Row]] = {
+        label: [_ends(kappa[n, side], f"{n} (n {kappa[n, side]['n']})") for n in names] for side, label in sides.items()
+    }
+    return forest(groups, "Cohen's kappa with 95 % interval (n clients)", limits=(-1.03, 1.03))
+
+
+def save_experts(rows: Sequence[Row], path: Path) -> None:
+    with rc_context(STYLE):
+        experts(rows).savefig(path, dpi=160, metadata={"Software": None})

@@ -31,11 +31,18 @@ from tournament.match_tables import Row
 
 WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_]+)*")  # a Chinese character counts as a word
 MARKS = re.compile(r"^\s*(?:[-*•#]|\d+[.)])\s|\*\*", re.MULTILINE)
+SENTENCE_END = re.compile(r"[.!?…。！？]+|\n")
 WITHIN = 0.05
 PRIOR_TIES = 1.0  # a coefficient; the weak prior of the ratings
 JACKKNIFE_BELOW, RESAMPLES = 30, 1_000
 LENGTH = ("log words a reply",)
-STYLE = (*LENGTH, "questions a reply", "formatting marks a reply")
+STYLE = (
+    *LENGTH,
+    "questions a reply",
+    "formatting marks a reply",
+    "words a sentence",
+    "exclamation marks a reply",
+)
 MODELS: dict[str, tuple[str, ...]] = {"nothing (raw)": (), "length": LENGTH, "length, style": STYLE}
 
 
@@ -45,7 +52,10 @@ def features(session: Session) -> dict[str, float]:
     words = sum(len(WORD.findall(r)) for r in replies) / len(replies)
     questions = sum(r.count("?") + r.count("？") for r in replies) / len(replies)
     marks = sum(len(MARKS.findall(r)) for r in replies) / len(replies)
-    return dict(zip(STYLE, (math.log(1 + words), questions, marks), strict=True))
+    sentences = sum(max(1, sum(bool(WORD.search(part)) for part in SENTENCE_END.split(r))) for r in replies)
+    loud = sum(r.count("!") + r.count("！") for r in replies) / len(replies)
+    style = (math.log(1 + words), questions, marks, words * len(replies) / sentences, loud)
+    return dict(zip(STYLE, style, strict=True))
 
 
 def standardised(

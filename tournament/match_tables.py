@@ -8,6 +8,7 @@ Figures of PsychePass: 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -113,11 +114,22 @@ def order_consistency(matches: Sequence[Match], ranking: Sequence[str]) -> list[
     return rows
 
 
-def repetition(battles: Sequence[Battle], again: Sequence[Battle]) -> list[Row]:
-    """Share of presentations that the same judge decided alike when it was asked again, by measure."""
-    repeats = {(b.session_a, b.session_b): b for b in again}
-    pairs = [(b, repeats[b.session_a, b.session_b]) for b in battles if (b.session_a, b.session_b) in repeats]
-    return [_agreement(pairs, ratings.verdict, measure=m) for m in ratings.COLUMNS]
+def repetition(*judged: Sequence[Battle]) -> list[Row]:
+    """Share of equal verdicts where the same judge was asked again about a presentation, by measure.
+
+    Each of `judged` holds a presentation once; one that was judged r times gives r(r - 1)/2 pairs of verdicts, and its
+    share is the mean over them. `battles` counts presentations.
+    """
+    by_sessions: dict[tuple[str, str], list[Battle]] = {}
+    for battle in (b for battles in judged for b in battles):
+        by_sessions.setdefault((battle.session_a, battle.session_b), []).append(battle)
+    repeated = [of for of in by_sessions.values() if len(of) > 1]
+    rows = []
+    for measure in ratings.COLUMNS:
+        winners = [(of[0].profile_id, [ratings.verdict(b, measure).winner for b in of]) for of in repeated]
+        shares = ((c, float(np.mean([x == y for x, y in combinations(w, 2)]))) for c, w in winners)
+        rows.append(share_row(shares, measure=measure))
+    return rows
 
 
 def _swapped_verdict(battle: Battle, measure: str) -> Any:

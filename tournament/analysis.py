@@ -103,7 +103,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
 def read_battles(path: Path) -> list[Battle]:
     """Raises UserError for a file without battles, or with battles of two judges."""
     battles = records.read(path, Battle)
-    judges = sorted({f"{b.judge.name} {b.judge.rubric_version} {b.judge.prompt_hash}" for b in battles})
+    judges = sorted({f"{b.judge.name} {b.judge.model} {b.judge.rubric_version} {b.judge.prompt_hash}" for b in battles})
     if len(judges) != 1:
         raise UserError(f"{path}: {len(judges)} judges ({'; '.join(judges)}); an analysis is of one judge's battles")
     return battles

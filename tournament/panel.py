@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psychepass.errors import UserError
 from psychepass.schema import (
     Battle,
     Dimension,
@@ -35,11 +34,6 @@ class Panel:
     """The judges of a config. `identity` is that of the only judge, or stands for all of them and the rule."""
 
     def __init__(self, entries: Sequence[JudgeEntry], tau_diversity: float):
-        """Raises UserError where two have one name."""
-        names = [e.name for e in entries]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise UserError(f"judges: two are called {', '.join(twice)}; each needs a name of its own")
         self.judges = tuple(LLMJudge(e, tau_diversity) for e in sorted(entries, key=lambda e: e.name))
         identities = [j.identity for j in self.judges]
         self.identity = identities[0] if len(identities) == 1 else _of_all(identities)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field as Bounded
+from pydantic import model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
@@ -56,6 +57,14 @@ class TournamentConfig(StageConfig):
     ties: ratings.Ties = "half"
     judges: list[JudgeEntry] | None = None
     budget_usd: float | None = Bounded(default=None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> TournamentConfig:
+        names = [judge.name for judge in self.judges or ()]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two judges are called {', '.join(twice)}; each needs a name of its own")
+        return self
 
 
 class Entered:

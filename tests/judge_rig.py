@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,3 @@ def write_run(
     path = folder / "tournament.yaml"
     path.write_text(yaml.safe_dump(config | change))
     return path
-
-
-def command(config: Path) -> list[str]:
-    return [sys.executable, "-m", "psychepass.cli", "tournament", str(config)]

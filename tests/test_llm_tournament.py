@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from psychepass.cli import main as cli
 from psychepass.ledger import read_calls
 from psychepass.schema import Dimension, Failure, Session
 from tests.conftest import ROOT
+from tests.endpoint_rig import kill_often, said
 from tests.fault_server import ALWAYS, JUDGE_FAULTS, JUDGED, MODEL, Fault, FaultServer, reply, served
 from tests.judge_rig import FILES, judges, write_run
 from tournament.llm_judge import JudgeReply, judge_prompt
@@ -99,11 +101,11 @@ def test_what_got_no_answer_is_judged_on_the_next_run_and_failures_are_not(
         assert f"{MODEL} at {url}: status 500: server_error made to fail" in error[0]
         assert not (run / "ratings.json").exists()
         held, asked = {name: (run / name).read_bytes() for name in FILES}, len(server.log)
-        said = {(r.session_a, r.session_b, r.attempt) for r in replies}
+        heard = {(r.session_a, r.session_b, r.attempt) for r in replies}
         server.faults = ()
         assert cli(["tournament", str(config)]) == 0
     assert failures and all((run / name).read_bytes().startswith(data) for name, data in held.items())
-    again = [r for r in read(run, "judge_replies.jsonl") if (r.session_a, r.session_b, r.attempt) not in said]
+    again = [r for r in read(run, "judge_replies.jsonl") if (r.session_a, r.session_b, r.attempt) not in heard]
     assert len(server.log) - asked == len(again)
     assert len(read(run, "battles.jsonl")) + len(read(run, "failures.jsonl")) == 2 * 32
     assert len(read(run, "failures.jsonl")) == len(failures)
@@ -139,10 +141,10 @@ def test_a_panel_votes_and_each_judge_is_asked_once(tmp_path: Path) -> None:
         == {"judge-0": 24, "judge-1": 24, "third": 24}
         == Counter({"judge-0": 24, "judge-1": 24, "third": len(two.log)})
     )
-    said = {(r.judge.name, r.session_a, r.session_b): json.loads(r.text) for r in replies}
+    heard = {(r.judge.name, r.session_a, r.session_b): json.loads(r.text) for r in replies}
     for b in battles:
         for vote in b.votes:
-            held = said[vote.judge.name, b.session_a, b.session_b]
+            held = heard[vote.judge.name, b.session_a, b.session_b]
             assert vote.verdicts[Dimension.SKILL].winner == held["skill"]["winner"]
     table = records.read_json(tmp_path / "run" / "ratings.json")
     assert table["judge"] == "panel of judge-0, judge-1, third" and len(table["judges"]) == 3
@@ -289,9 +291,11 @@ def test_a_dry_run_counts_what_is_missing_and_asks_and_writes_nothing(
         assert cli(["tournament", str(config), "--dry-run"]) == 0
         row, _, budget = capsys.readouterr().out.splitlines()[1:]
         assert sorted((tmp_path / "run").rglob("*")) == before and not server.log
-        calls, prompt, said, usd, most_prompt, most_said, most_usd = numbers(row, f"{MODEL} at {url}")
-        assert calls == 4 * 4 * 2 * 2 and most_said == calls * 512 and said == calls * 504
-        assert usd == pytest.approx((prompt + 2 * said) / 1e6, abs=1e-4) and most_prompt >= prompt and most_usd > usd
+        calls, prompt, asked_for, usd, most_prompt, most_said, most_usd = numbers(row, f"{MODEL} at {url}")
+        assert calls == 4 * 4 * 2 * 2 and most_said == calls * 512 and asked_for == calls * 504
+        assert (
+            usd == pytest.approx((prompt + 2 * asked_for) / 1e6, abs=1e-4) and most_prompt >= prompt and most_usd > usd
+        )
         assert "NOT enough" in budget
         assert cli(["tournament", str(config)]) == 2
         spent = sum(c.cost_usd for c in read_calls(tmp_path / "run" / "ledger_tournament.jsonl"))
@@ -320,3 +324,15 @@ def test_failed_judgements_have_a_reason_each(tmp_path: Path) -> None:
     assert failures and {f.stage for f in failures} == {"tournament"}
     assert all(f.detail.count("it was cut off at 512 tokens") == 2 and f.usage.calls == 2 for f in failures)
     assert {r.text for r in replies if r.fault} and len(replies) == len(server.log)
+
+
+def test_three_kills_change_no_record_and_repeat_only_calls_in_flight(tmp_path: Path) -> None:
+    server = FaultServer((Fault("500", 0.02), Fault("cut-off text", 0.2, ALWAYS)), delay_s=0.05)
+    with served(server) as url:
+        entries = judges(url, 2, max_concurrent=6)
+        plain, killed = (write_run(tmp_path / n, entries, 10, 4) for n in ("plain", "killed"))
+        found = kill_often(server, plain, killed, 3, random.Random(5))
+    assert found.kills == 3 and found.missing == found.extra == 0
+    assert found.repeated <= found.not_in_ledger <= 3 * 2 * 6
+    written = said(plain.parent / "run", "tournament")
+    assert len(written["failures.jsonl"]) > 0 and len(written["judge_replies.jsonl"]) > 2 * 2 * 10 * 4

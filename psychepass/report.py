@@ -104,6 +104,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
     accuracies = report_data.accuracies(metrics)
     contestants = [r["contestant"] for r in ratings["overall"]]
     last = stages["heldout"]
+    best_of_n = run_dir / report_data.BEST_OF_N
     return {
         "name": run_dir.resolve().name,
         "ended": last["ended"],
@@ -129,6 +130,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "rank_agreement": metrics["rank_agreement"],
         "pairs_with": metrics["pairs_with"],
         "left_out": metrics.get("left_out"),
+        "best_of_n": records.read_json(best_of_n) if best_of_n.is_file() else None,
         "t": report_data.transcripts(sessions, summary),
         "failed_sessions": report_data.failed_sessions(run_dir),
         "stages": stages,

@@ -30,7 +30,8 @@ NEEDED = {
     "heldout/sessions.jsonl": "heldout",
     "manifests/heldout.json": "heldout",
 }
-OPTIONAL = ("grpo/validation.jsonl",)
+BEST_OF_N = "best_of_n/summary.json"
+OPTIONAL = ("grpo/validation.jsonl", BEST_OF_N)
 OPENINGS = "openings.json"
 WORDS = (
     "Research software. Clients are fictional; replies are machine-written and may be harmful. "

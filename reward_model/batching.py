@@ -119,24 +119,21 @@ class Batcher:
                 self._queue = [w for n, w in enumerate(self._queue) if n not in numbers]
                 taken = [w for w in taken if w.done.set_running_or_notify_cancel()]  # whoever asked may have left
                 self._pass_begun = time.monotonic()
-            if taken:
-                self._score(taken)
+            found = self._score(taken) if taken else []
             share_s = self.busy_s / max(1, len(taken))
             self._pass_s = share_s if self._pass_s == 0 else 0.8 * self._pass_s + 0.2 * share_s
-            self._pass_begun = None
+            self._pass_begun = None  # before anybody hears of it: who asks for the health next finds no pass under way
+            for waiting, outcome in zip(taken, found, strict=True):
+                if isinstance(outcome, Exception):
+                    waiting.done.set_exception(outcome)
+                else:
+                    waiting.done.set_result(outcome)
 
-    def _score(self, taken: Sequence[_Waiting]) -> None:
+    def _score(self, taken: Sequence[_Waiting]) -> Sequence[Rewards | Exception]:
         try:
-            rewards = self.scorer.score_tree([w.group for w in taken])
+            return self.scorer.score_tree([w.group for w in taken])
         except torch.AcceleratorError:  # stays until the process ends; serve.py's keeper starts another one
             traceback.print_exc()
             os._exit(1)
-        except Exception as e:
-            if len(taken) == 1:
-                taken[0].done.set_exception(e)
-                return
-            for one in taken:  # a fault reaches only the group that has it
-                self._score([one])
-            return
-        for waiting, of_group in zip(taken, rewards, strict=True):
-            waiting.done.set_result(of_group)
+        except Exception as e:  # a fault reaches only the group that has it
+            return [e] if len(taken) == 1 else [found for one in taken for found in self._score([one])]

@@ -65,11 +65,6 @@ class Served:
         self.url = ""
         self.calls: list[dict[str, Any]] = []
         self.answer: Callable[[dict[str, Any]], tuple[int, Any]] | None = None
-        self.first_answered = 0
-
-    def after(self, calls: int, answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> None:
-        """Answer so many further calls as ever, then with `answer`."""
-        self.answer, self.first_answered = answer, len(self.calls) + calls + 1
 
 
 @contextmanager
@@ -84,7 +79,7 @@ def http_scorer(reward: Callable[[str, str], float] = letters) -> Iterator[Serve
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             served.calls.append(body)
-            if served.answer is not None and len(served.calls) >= served.first_answered:
+            if served.answer is not None:
                 self._send(*served.answer(body))
                 return
             rewards = [[[reward(t, d) for d in g["dimensions"]] for t in g["responses"]] for g in body["groups"]]

@@ -18,7 +18,8 @@ from reward_model.model import RewardModel
 from reward_model.packing import pack_sequence
 from tests.benchmarks import reward_model as benchmark
 from tests.benchmarks import trl_trainer, workloads
-from tests.benchmarks.measure import Cost, Job, compare, figure, sample
+from tests.benchmarks.figures import figure
+from tests.benchmarks.measure import Cost, Job, compare, sample
 
 SMALL = replace(
     benchmark.QUICK, longest=680, context=64, reply=16, rounds=1, sample=2, training=((2, 2),), scoring=((2, 2),)

@@ -1,4 +1,4 @@
-"""Stage `grpo` for real: Ray, verl, two FSDP2 workers, a scorer over HTTP, an error, a SIGKILL, and the end.
+"""Stage `grpo` for real: Ray, verl, two FSDP2 workers, a scorer over HTTP, a SIGKILL, and the end.
 
 One test, because each start of Ray and verl takes the better part of a minute.
 """
@@ -43,14 +43,15 @@ def ray_processes(temp: str) -> list[int]:
 
 
 class Stage:
-    def __init__(self, run: Path, model: Path, url: str):
+    """The stage's command line on a tiny policy; `values` are key=value overrides."""
+
+    def __init__(self, run: Path, model: Path, *values: str):
         self.run = run
         config = run.parent / "grpo.yaml"
         config.write_text(f"extends: {ROOT}/configs/quickstart/grpo.yaml\nrun: {run}\nmodel: {model}\n")
-        values = f"""scorer_url={url} scorer_timeout_s=20.0 workers=2 batch_size=4 responses=3 steps={STEPS} lora=null
-            learning_rate=1e-3 max_prompt_tokens=128 max_response_tokens=12 tokens_per_worker=512
-            validate_every=2 validation_prompts=2 save_every=1"""
-        self.command = [sys.executable, "-m", "psychepass.cli", "grpo", str(config), *values.split()]
+        own = """workers=2 batch_size=4 responses=3 lora=null learning_rate=1e-3 max_prompt_tokens=128
+            max_response_tokens=12 tokens_per_worker=512 validate_every=2 validation_prompts=2 save_every=1"""
+        self.command = [sys.executable, "-m", "psychepass.cli", "grpo", str(config), *own.split(), *values]
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -71,18 +72,7 @@ def test_grpo_from_prompts_to_policy(tmp_path: Path) -> None:
     metrics, ray_file = run / "grpo" / "metrics.jsonl", run / "grpo" / "ray.json"
 
     with http_scorer() as scorer:
-        stage = Stage(run, model, scorer.url)
-        # the scorer breaks after validation (2 groups) and one step (4 groups)
-        broken = (500, {"error": "broken"})
-        scorer.after(6, lambda _: broken)
-        code, error = stage.call()
-        assert code == 2, error
-        assert "12 of 12 replies have no reward" in error and "status 500" in error, error
-        assert [r["step"] for r in lines(metrics)] == [1]
-        assert not ray_file.exists()
-
-        scorer.answer = None
-        first = metrics.read_text()
+        stage = Stage(run, model, f"scorer_url={scorer.url}", "scorer_timeout_s=20.0", f"steps={STEPS}")
         process = stage.start()
         checkpoint = run / "grpo" / "checkpoints" / "global_step_2" / "complete"
         deadline = time.monotonic() + 200
@@ -92,7 +82,6 @@ def test_grpo_from_prompts_to_policy(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert checkpoint.exists()
-        assert metrics.read_text().startswith(first), "what was finished before is not made again"
         second = "".join(metrics.read_text().splitlines(keepends=True)[:2])
 
         code, error = stage.call()

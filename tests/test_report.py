@@ -289,3 +289,22 @@ def test_the_shipped_configs_load(made: Path) -> None:
     for path in ("report.yaml", "quickstart/report.yaml"):
         assert load(report.ReportConfig, ROOT / "configs" / path).run.startswith("runs/")
     assert json.loads((made / "manifests" / "report.json").read_text())["ended"]
+
+
+def test_what_choosing_by_the_reward_model_is_worth_is_shown_where_it_was_measured(made: Path, copied: Path) -> None:
+    title = "What choosing by it is worth"
+    assert title not in Reader(page_of(made)).text
+    held = summary_of(copied)
+    row = {"overall": held["overall"], "shadow": {"overall": held["shadow"]["overall"]}}
+    row["reward_score"] = {"value": 0.3217, "low": 0.11, "high": 0.53, "n": 6}
+    sizes = {"clients": 6, "prompts": 72, "prompts_left_out": 2, "samples": 9, "draws": 16}
+    records.write_json(
+        copied / "best_of_n" / "summary.json", {"gain": {"8": row}, "policy": {"name": "smollm2"}} | sizes
+    )
+    report.main(CONFIG, [f"run={copied}"])
+    page = Reader(page_of(copied))
+    assert title in page.text and "each of 72 turns of 6 test clients 9 times (2 turns left out" in page.text
+    assert page.values.count(0.3217) == 1
+    assert (
+        page.values.count(held["overall"]["score"]) == Reader(page_of(made)).values.count(held["overall"]["score"]) + 1
+    )

@@ -49,7 +49,7 @@ from reward_model.loss import pair_loss
 from reward_model.model import RewardModel
 from reward_model.train import RMConfig
 from reward_model.trainer import PairTrainer, training_arguments
-from tests.benchmarks.measure import Figure, figure
+from tests.benchmarks.figures import Figure, figure
 from training.render import Renderer
 
 ROOT = Path(__file__).resolve().parents[2]

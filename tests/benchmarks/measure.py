@@ -1,35 +1,17 @@
-"""Time, floating-point operations and figures of the reward model's benchmark."""
+"""Time and floating-point operations of the reward model's benchmark."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 from reward_model.model import RewardModel
 from reward_model.packing import Packed
-
-QUANTILES = (0.1, 0.9)
-
-
-class Figure(NamedTuple):
-    """One line of the JSON: a median with its 10 % and 90 % quantiles over n rounds, or a number alone (n = 1)."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def figure(name: str, values: float | Iterable[float]) -> Figure:
-    found = np.atleast_1d(np.asarray(values if isinstance(values, float | int) else list(values), dtype=float))
-    low, high = np.quantile(found, QUANTILES)
-    return Figure(name, float(np.median(found)), float(low), float(high), len(found))
+from tests.benchmarks.figures import Figure, figure
 
 
 class Cost:

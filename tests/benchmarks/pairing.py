@@ -34,6 +34,7 @@ from scipy.special import expit, logit
 from scipy.stats import kendalltau, t
 
 from psychepass.stats import exact_binomial
+from tests.benchmarks.figures import Figure
 from tournament import pairing, ratings, swiss
 from tournament.pairing import PairingName
 from tournament.swiss import Standings
@@ -41,16 +42,6 @@ from tournament.swiss import Standings
 TABLE_2 = (0.8230, 0.7548, 0.7501, 0.6967, 0.5527, 0.5036, 0.4624, 0.4562, 0.4365, 0.2681, 0.2093, 0.0477)
 CLIENT_SPREAD, TIES = 0.7, 0.05
 PARTS = ("rules", "rank6", "rank12", "width6", "width12")
-
-
-class Figure(NamedTuple):
-    """One line of the JSON."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def mean(name: str, values: Iterable[float], most: float = np.inf) -> Figure:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import choix
 import numpy as np
@@ -28,6 +27,7 @@ from scipy.optimize import minimize
 
 from psychepass import records
 from psychepass.stats import exact_binomial, share_interval
+from tests.benchmarks.figures import Figure
 from tests.benchmarks.simulated_tournaments import Population, population, without_maximum
 from tournament.bradley_terry import connected, fit, fit_davidson
 from tournament.prediction import calibration
@@ -39,14 +39,6 @@ CONTESTANTS = 12
 SPREAD = 1.5  # strengths reach from -1.5 to 1.5: ratings from -160 to 360
 CLIENT_SD = 0.7
 CLIENTS = (8, 16, 100)
-
-
-class Figure(NamedTuple):
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def alone(name: str, value: float, n: int) -> Figure:

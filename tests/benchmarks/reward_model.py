@@ -33,7 +33,8 @@ from reward_model.loss import pair_loss
 from reward_model.model import RewardModel
 from reward_model.packing import Packed
 from tests.benchmarks import trl_trainer, workloads
-from tests.benchmarks.measure import Cost, Figure, Job, compare, figure, interleave, sample
+from tests.benchmarks.figures import Figure, figure
+from tests.benchmarks.measure import Cost, Job, compare, interleave, sample
 
 # layers, hidden, intermediate, heads, key heads, head dimension
 SHAPES = {

@@ -326,6 +326,17 @@ def test_failed_judgements_have_a_reason_each(tmp_path: Path) -> None:
     assert {r.text for r in replies if r.fault} and len(replies) == len(server.log)
 
 
+def test_a_judge_that_fails_every_time_rates_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = FaultServer((Fault("empty", 1.0, ALWAYS),))
+    with served(server) as url:
+        config = write_run(tmp_path, judges(url), 3, 3)
+        for _ in range(2):
+            assert cli(["tournament", str(config)]) == 2
+            assert "battles.jsonl: 0 battles, 12 failures: " in capsys.readouterr().err
+            assert len(server.log) == 24
+    assert not (tmp_path / "run" / "ratings.json").exists()
+
+
 def test_three_kills_change_no_record_and_repeat_only_calls_in_flight(tmp_path: Path) -> None:
     server = FaultServer((Fault("500", 0.02), Fault("cut-off text", 0.2, ALWAYS)), delay_s=0.05)
     with served(server) as url:

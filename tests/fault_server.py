@@ -169,6 +169,8 @@ class FaultServer:
         elif kind == "cut-off text":
             message["content"] = message["content"][: len(message["content"]) // 2]
             done["choices"][0]["finish_reason"] = "length"
+        elif kind == "all in thoughts":
+            message["reasoning_content"], message["content"] = message["content"], ""
         elif kind == "thoughts only":
             message["content"] = "<think>they sound sad"
             message["reasoning_content"] = "what do they need?"

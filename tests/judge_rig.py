@@ -68,3 +68,8 @@ def write_run(
     path = folder / "tournament.yaml"
     path.write_text(yaml.safe_dump(config | change))
     return path
+
+
+def read(run: Path, name: str) -> list[Any]:
+    """All records of one of FILES; none where there is no file."""
+    return records.read(run / name, FILES[name]) if (run / name).exists() else []

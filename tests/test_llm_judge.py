@@ -96,6 +96,7 @@ def ask(tmp_path: Path, server: FaultServer, **change: Any) -> list[JudgeReply]:
         ("empty", "there was no reply in it (empty)"),
         ("wrong role", "there was no reply in it (wrong role)"),
         ("thoughts only", "there was no reply in it (empty)"),
+        ("all in thoughts", "there was no reply in it (empty)"),
     ],
 )
 def test_one_retry_with_the_error_then_a_failure(tmp_path: Path, kind: str, fault: str) -> None:

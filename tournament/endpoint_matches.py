@@ -47,7 +47,8 @@ class EndpointMatches:
     Entering asks each endpoint for its models.
 
     Raises:
-        UserError: on entering: a key, an address or a model is wrong; no call was made.
+        UserError: on entering: a key, an address or a model is wrong, or there are replies of another judge; no call
+            was made.
     """
 
     def __init__(self, panel: Panel, journal: Journal, ledger: Ledger, folder: Path):
@@ -61,11 +62,12 @@ class EndpointMatches:
         self._runner, self._stack = asyncio.Runner(), AsyncExitStack()
         try:
             self._runner.run(self._open())
+            self._file = records.Appender(self.path, JudgeReply)
+            self._heard = by_presentation(self.panel.own(self._file.done.values(), self.path))
         except BaseException:
             self._close()
             raise
-        self._file = records.Appender(self.path, JudgeReply)
-        self._heard, self._replies = by_presentation(self._file.done.values()), GroupedAppends(self._file)
+        self._replies = GroupedAppends(self._file)
         return self
 
     def __exit__(self, *_: object) -> None:

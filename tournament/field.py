@@ -46,9 +46,9 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
     """The train and test clients with one session of every contestant; up to `lost` may be missing.
 
     Raises:
-        UserError: more sessions are missing than failed; a client has two of one contestant, or of fewer than two
-            contestants; a session's script is not in scripts.jsonl; two contestants have one name; fewer than two
-            clients or contestants.
+        UserError: more sessions are missing than failed; a client has two of one contestant, or of two scripts, or of
+            fewer than two contestants; a session's script is not in scripts.jsonl; two contestants have one name;
+            fewer than two clients or contestants.
     """
     rated = sorted((s for s in sessions if s.split in RATED_SPLITS), key=lambda s: (s.profile_id, s.therapist.name))
     contestants = tuple(sorted({s.therapist.name for s in rated}))
@@ -62,6 +62,7 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
                 f"{session.therapist.name!r}; a tournament takes one of each"
             )
         script_of(session, scripts)
+        _same_script(next(iter(of_client.values()), session), session)
         _same_contestant(known.setdefault(session.therapist.name, session), session)
         of_client[session.therapist.name] = session
     if len(table) < 2 or len(contestants) < 2:
@@ -77,6 +78,14 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
         )
     table = {client: of_client for client, of_client in table.items() if len(of_client) > 1}
     return Field(contestants, table, scripts)
+
+
+def _same_script(first: Session, session: Session) -> None:
+    if first.script_id != session.script_id:
+        raise UserError(
+            f"sessions.jsonl: sessions {first.id} and {session.id} with client {session.profile_id} follow different "
+            f"scripts, {first.script_id} and {session.script_id}; only sessions of one script can meet"
+        )
 
 
 def _same_contestant(first: Session, session: Session) -> None:

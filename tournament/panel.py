@@ -8,9 +8,11 @@ a verdict of fewer judges would be another judge's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from psychepass.errors import UserError
 from psychepass.schema import (
     Battle,
     Dimension,
@@ -37,6 +39,23 @@ class Panel:
         self.judges = tuple(LLMJudge(e, tau_diversity) for e in sorted(entries, key=lambda e: e.name))
         identities = [j.identity for j in self.judges]
         self.identity = identities[0] if len(identities) == 1 else _of_all(identities)
+
+    def own(self, replies: Iterable[JudgeReply], path: Path) -> Iterator[JudgeReply]:
+        """The replies of `path` as they are.
+
+        Raises:
+            UserError: one is of a judge that is not of this panel, or of one that has changed since.
+        """
+        identities = {j.entry.name: j.identity for j in self.judges}
+        for reply in replies:
+            if identities.get(reply.judge.name) != reply.judge:
+                now = identities.get(reply.judge.name, self.identity)
+                raise UserError(
+                    f"{path}: reply {reply.id} is of judge {reply.judge.name} ({reply.judge.model}, prompt "
+                    f"{reply.judge.prompt_hash}, rubric {reply.judge.rubric_version}), this run's is {now.name} "
+                    f"({now.model}, prompt {now.prompt_hash}, rubric {now.rubric_version}); use another run directory"
+                )
+            yield reply
 
     def outcome(self, a: Session, b: Session, round: int, said: Said) -> Outcome | None:
         """The outcome of a presentation; None while a judge is still to be asked."""

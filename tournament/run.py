@@ -160,7 +160,7 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
         raise UserError("--dry-run: the reference judge calls no model; call the stage without, or set judges")
     entered, folder = Entered(config), Path(config.run)
     panel = Panel(config.judges, reference_judges(entered)["judge"].tau[Dimension.DIVERSITY])
-    said = records.peek(folder / REPLIES, JudgeReply)
+    said = panel.own(records.peek(folder / REPLIES, JudgeReply), folder / REPLIES)
     planned = planned_judgements(panel, entered.field, config.pairing, config.rounds, said)
     spent_usd = sum(c.cost_usd for c in read_calls(folder / LEDGER)) if (folder / LEDGER).is_file() else 0.0
     print(table(planned, config.budget_usd, spent_usd))

@@ -110,7 +110,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "name": run_dir.resolve().name,
         "ended": last["ended"],
         "s": summary,
-        "headline": report_data.headline(summary),
+        "headline": report_data.headline(summary, judges.get("panel")),
         "words": report_data.WORDS,
         "statement_run": STATEMENT_RUN,
         "labels": report_data.LABELS,
@@ -119,6 +119,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "audit": audit,
         "judge": judges["judge"],
         "shadow_judge": judges["shadow"],
+        "panel": judges.get("panel"),  # the LLM judges of the tournament, if it had any
         "ratings": ratings,
         "contestants": contestants,
         "heat": heat(ratings, contestants),

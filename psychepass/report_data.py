@@ -122,7 +122,7 @@ def intervals(tree: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, 
     return found
 
 
-def headline(summary: Mapping[str, Any]) -> list[str]:
+def headline(summary: Mapping[str, Any], panel: Mapping[str, Any] | None = None) -> list[str]:
     """What the run shows in plain words; the figures stand beside them on the page."""
     overall, reward = summary["overall"], summary["reward"]
     said = {
@@ -148,7 +148,10 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
     else:
         third = "Its mean reward on the same prompts is not shown to have changed"
     third += ", which speaks of training, not of therapy."
-    return [said, second, third, "One judge labelled, rewarded (through the reward model) and measured."]
+    who = "One judge labelled, rewarded (through the reward model) and measured."
+    if panel:
+        who = f"{panel['name']} labelled and rewarded (through the reward model); the reference judge measured."
+    return [said, second, third, who]
 
 
 def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict[str, Any]:

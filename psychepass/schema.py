@@ -12,7 +12,15 @@ import json
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 
@@ -362,10 +370,20 @@ class JudgeIdentity(Frozen):
     order_free: bool = False
 
 
-class Battle(Record):
-    """One presentation of two sessions of one client to one judge.
+class Vote(Frozen):
+    """What one judge of a panel decided on one presentation."""
 
-    `verdicts` covers all 12 dimensions; `overall` is the judge's comprehensive evaluation.
+    judge: JudgeIdentity
+    verdicts: dict[Dimension, Verdict]
+    overall: Verdict
+
+
+class Battle(Record):
+    """One presentation of two sessions of one client to one judge, or to a panel of judges.
+
+    `verdicts` covers all 12 dimensions; `overall` is the judge's comprehensive evaluation. Of a panel, `judge` is the
+    panel, the verdicts are its majority's, and `votes` holds what each of its judges decided; of a single judge there
+    are none, and the record is written without the field.
     """
 
     KEY_FIELDS = ("session_a", "session_b", "judge")
@@ -380,13 +398,22 @@ class Battle(Record):
     judge: JudgeIdentity
     verdicts: dict[Dimension, Verdict]
     overall: Verdict
+    votes: tuple[Vote, ...] = ()
     usage: Usage = Usage()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_votes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = handler(self)
+        if not self.votes:
+            written.pop("votes", None)
+        return written
 
     @model_validator(mode="after")
     def _check_verdicts(self) -> Self:
-        missing = [d.value for d in Dimension if d not in self.verdicts]
-        if missing:
-            raise ValueError(f"no verdict on {', '.join(missing)}; all 12 dimensions are required")
+        for verdicts in (self.verdicts, *(v.verdicts for v in self.votes)):
+            missing = [d.value for d in Dimension if d not in verdicts]
+            if missing:
+                raise ValueError(f"no verdict on {', '.join(missing)}; all 12 dimensions are required")
         if self.session_a == self.session_b:
             raise ValueError(f"a session cannot battle itself: {self.session_a}")
         return self
@@ -397,14 +424,18 @@ class Battle(Record):
         def flip(v: Verdict) -> Verdict:
             return v.model_copy(update={"winner": SWAPPED[v.winner]})
 
+        def flipped(decided: Battle | Vote) -> dict[str, Any]:
+            verdicts = {d: flip(v) for d, v in decided.verdicts.items()}
+            return {"verdicts": verdicts, "overall": flip(decided.overall)}
+
         return self.model_copy(
             update={
                 "session_a": self.session_b,
                 "session_b": self.session_a,
                 "contestant_a": self.contestant_b,
                 "contestant_b": self.contestant_a,
-                "verdicts": {d: flip(v) for d, v in self.verdicts.items()},
-                "overall": flip(self.overall),
+                "votes": tuple(v.model_copy(update=flipped(v)) for v in self.votes),
+                **flipped(self),
             }
         )
 

@@ -39,7 +39,7 @@ def hold_over_endpoints(
 async def _hold(
     groups: Sequence[tuple[Endpoint, list[OpenSession]]], files: SessionFiles, ledger: Ledger, bar: tqdm
 ) -> Counter[str]:
-    _permit_sockets(sum(endpoint.max_concurrent for endpoint, _ in groups))
+    permit_sockets(sum(endpoint.max_concurrent for endpoint, _ in groups))
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(ChatClient(endpoint, ledger)) for endpoint, _ in groups]
         await asyncio.gather(*(client.check() for client in clients))
@@ -48,7 +48,7 @@ async def _hold(
     return sum((room.left_open for room in rooms), Counter())
 
 
-def _permit_sockets(n: int) -> None:
+def permit_sockets(n: int) -> None:
     """Raise this process's limit of open files where so many connections would pass it (1,024 is a common one)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = n + OTHER_FILES if hard == resource.RLIM_INFINITY else min(n + OTHER_FILES, hard)
@@ -56,7 +56,7 @@ def _permit_sockets(n: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class _GroupedAppends:
+class GroupedAppends:
     """Each record is written at once; those that arrive during an fsync share the next one, which holds nobody up."""
 
     def __init__(self, appender: Appender):
@@ -96,7 +96,7 @@ class _Room:
         self.client, self.bar = client, bar
         self.sessions, self.left_open = sessions, Counter[str]()
         self._reasons: dict[str, str] = {}
-        self._turns, self._ended = _GroupedAppends(files.turns), _GroupedAppends(files.sessions)
+        self._turns, self._ended = GroupedAppends(files.turns), GroupedAppends(files.sessions)
         self._failures = files.failures
 
     async def hold(self) -> None:

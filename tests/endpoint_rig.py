@@ -1,4 +1,7 @@
-"""Stage `simulate` over a made-up server, as tests and benchmarks of endpoints set it up."""
+"""Stages over a made-up server, as tests and benchmarks of endpoints set them up, and kill them.
+
+`simulate` is set up here, `tournament` with LLM judges in tests/judge_rig.py.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from psychepass import records
 from psychepass.config import load
 from psychepass.schema import Failure, Record, Session, TurnRecord
 from psychepass.splits import Splits
+from tests import judge_rig
 from tests.fault_server import MODEL, FaultServer, Served, digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,31 +77,38 @@ def write_config(folder: Path, therapists: list[dict[str, Any]], clients: int, *
     return path
 
 
+FILES_OF = {"simulate": FILES, "tournament": judge_rig.FILES}
+
+
 def command(config: Path) -> list[str]:
-    return [sys.executable, "-m", "psychepass.cli", "simulate", str(config)]
+    """The call of the stage that the config file is named after."""
+    return [sys.executable, "-m", "psychepass.cli", config.stem, str(config)]
 
 
-def said(run: Path) -> dict[str, set[str]]:
-    """The ids of each file's records; an id leaves usage and time out."""
-    return {name: {r.id for r in records.read(run / name, model)} for name, model in FILES.items()}
+def said(run: Path, stage: str = "simulate") -> dict[str, set[str]]:
+    """The ids of each file's records, none where there is no file; an id leaves usage and time out."""
+    found = {name: (run / name, model) for name, model in FILES_OF[stage].items()}
+    return {n: {r.id for r in records.read(p, model)} if p.exists() else set() for n, (p, model) in found.items()}
 
 
 class Kills(NamedTuple):
     """`calls` of an undisturbed run. Of the killed one: calls beyond those (`repeated`), calls in flight at the kills
-    (unanswered; and with those answered up to GRACE_S before), records missing and too many."""
+    (unanswered; with those answered up to GRACE_S before; and those of which the ledger had no line, which is written
+    as soon as an answer is read), records missing and too many."""
 
     calls: int
     kills: int
     repeated: int
     in_flight: int
     in_flight_with_grace: int
+    not_in_ledger: int
     missing: int
     extra: int
 
 
 def asked(server: FaultServer) -> Counter[str]:
-    """How often each call was made: its messages, seed and sampling."""
-    return Counter(digest([b["messages"], b["seed"], b["temperature"]]) for b in server.bodies)
+    """How often each prompt was sent. Who sends it first gets its 500, so seeds and sampling are not told apart."""
+    return Counter(digest(b["messages"]) for b in server.bodies)
 
 
 def forget(server: FaultServer) -> None:
@@ -112,9 +123,10 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
     subprocess.run(command(plain), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     undisturbed, calls = asked(server), len(server.log)
     forget(server)
-    in_flight = with_grace = done = 0
+    stage, ledger = killed.stem, killed.parent / "run" / f"ledger_{killed.stem}.jsonl"
+    in_flight = with_grace = not_in_ledger = done = 0
     while done < kills:
-        before = len(server.log)
+        before, written = len(server.log), _lines(ledger)
         fair = max(1, calls - before) / (kills - done + 1)
         wanted = before + rng.randint(1, max(1, int(1.8 * fair)))
         process = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -129,16 +141,21 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
         time.sleep(0.3)  # what was on its way has come in
         in_flight += len(_open_at(server.log[before:], at))
         with_grace += len(_open_at(server.log[before:], at - GRACE_S))
+        not_in_ledger += len(server.log) - before - (_lines(ledger) - written)
         while server.open:  # a call of the dead is over before the next run asks
             time.sleep(0.01)
     subprocess.run(command(killed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     repeated = (asked(server) - undisturbed).total()
-    left, right = said(plain.parent / "run"), said(killed.parent / "run")
+    left, right = (said(config.parent / "run", stage) for config in (plain, killed))
     return Kills(
-        *(calls, done, repeated, in_flight, with_grace),
-        missing=sum(len(left[n] - right[n]) for n in FILES),
-        extra=sum(len(right[n] - left[n]) for n in FILES),
+        *(calls, done, repeated, in_flight, with_grace, not_in_ledger),
+        missing=sum(len(left[n] - right[n]) for n in left),
+        extra=sum(len(right[n] - left[n]) for n in left),
     )
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _open_at(log: Sequence[Served], at: float) -> list[Served]:

@@ -4,7 +4,8 @@
     python -m tests.fault_server --port-file port --faults --delay-s 0.2     # in a process of its own
 
 What a request gets depends on its messages alone: the fault their hash falls on, as many times as the fault says,
-and after that the reply. The reply depends on messages, seed and sampling. GET /v1/models lists the model; GET /stats
+and after that the reply. The reply depends on messages, seed and sampling; to a judge's prompt it is a judgement as
+JSON. GET /v1/models lists the model; GET /stats
 tells what was served. The server counts; whoever uses it compares the counts with what was written.
 """
 
@@ -51,6 +52,13 @@ FAULTS = (
     Fault("empty", 0.002, ALWAYS),
     Fault("wrong role", 0.002, ALWAYS),
     Fault("thoughts only", 0.002, ALWAYS),
+)
+# of judges: a reply cut off in its middle holds no judgement
+JUDGE_FAULTS = (*FAULTS, Fault("cut-off text", 0.04), Fault("cut-off text", 0.04, ALWAYS), Fault("empty", 0.04, ALWAYS))
+JUDGE_PROMPT = "=== Therapist A, stage 1 of 5"
+JUDGED = (
+    *("empathy", "discernment", "engagement", "skill", "suggestion", "reframing", "progression", "trauma", "crisis"),
+    *("ethics", "memory", "overall"),
 )
 
 
@@ -158,6 +166,11 @@ class FaultServer:
         message = done["choices"][0]["message"]
         if kind == "empty":
             message["content"] = "  "
+        elif kind == "cut-off text":
+            message["content"] = message["content"][: len(message["content"]) // 2]
+            done["choices"][0]["finish_reason"] = "length"
+        elif kind == "all in thoughts":
+            message["reasoning_content"], message["content"] = message["content"], ""
         elif kind == "thoughts only":
             message["content"] = "<think>they sound sad"
             message["reasoning_content"] = "what do they need?"
@@ -174,7 +187,18 @@ def digest(value: Any) -> str:
 def reply(body: dict[str, Any]) -> str:
     """Words fixed by messages, seed and sampling."""
     drawn = digest([body[k] for k in ("messages", "seed", "temperature", "max_tokens") if k in body])
+    if JUDGE_PROMPT in body["messages"][0]["content"]:
+        return judgement(drawn)
     return " ".join(WORDS[int(c, 16) % len(WORDS)] for c in drawn[:12]) + f" {drawn[:6]}."
+
+
+def judgement(drawn: str) -> str:
+    """A verdict on each of JUDGED, by the hex digits of `drawn`; A and B are likelier than a tie."""
+    winners = (("A", "B", "tie")[min(2, int(c, 16) // 7)] for c in drawn)
+    said = {
+        key: {"winner": winner, "reason": f"because {drawn[:6]}"} for key, winner in zip(JUDGED, winners, strict=False)
+    }
+    return json.dumps(said)
 
 
 def completion(body: dict[str, Any], model: str, text: str) -> dict[str, Any]:

@@ -307,5 +307,5 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     assert "was judged by strict" in capsys.readouterr().err
     records.write(tmp_path / "run" / "battles.jsonl", [*battles[:-1], other[-1]])
     assert cli.main(["analysis", str(config)]) == 2
-    assert "2 judges (fake 1 ; strict 2 )" in capsys.readouterr().err
+    assert "2 judges (fake fake 1 ; strict fake 2 )" in capsys.readouterr().err
     assert not (tmp_path / "run" / "analysis").exists()

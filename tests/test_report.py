@@ -112,6 +112,21 @@ def test_the_page_names_judge_rubric_failures_openings_and_the_exact_words(made:
         assert override["key"] in text and report.plain(override["here"]) in text
 
 
+def test_llm_judges_are_named_and_so_is_a_judge_that_also_plays(copied: Path) -> None:
+    one = {"name": "some-llm", "model": "some-model at http://h/v1", "rubric_version": "ab12", "prompt_hash": "cd34"}
+    frozen, ratings = (records.read_json(copied / name) for name in ("judge.json", "ratings.json"))
+    records.write_json(copied / "judge.json", frozen | {"panel": one | {"judges": [one]}})
+    plays = [{"judge": "some-llm", "contestant": "warm", "same": "family x"}]
+    records.write_json(copied / "ratings.json", ratings | {"judge_also_plays": plays})
+    report.main(CONFIG, [f"run={copied}"])
+    text = " ".join(Reader(page_of(copied)).text.split())
+    assert "come from some-llm (some-model at http://h/v1, rubric ab12, prompt cd34). A language model" in text
+    assert "Judge also plays: some-llm and contestant warm share family x." in text
+    assert "Every held-out verdict on this page comes from reference-judge" in text
+    assert "some-llm labelled and rewarded (through the reward model); the reference judge measured." in text
+    assert "One judge label" not in text and "more than half of these judges" not in text
+
+
 def test_crisis_turns_are_folded_and_flagged_replies_withheld_but_counted(made: Path) -> None:
     raw = page_of(made)
     page, summary = Reader(raw), summary_of(made)

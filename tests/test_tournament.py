@@ -17,8 +17,13 @@ from psychepass.errors import UserError
 from psychepass.schema import Battle, Dimension, Failure, JudgeIdentity, Script, Session, Verdict
 from tests.conftest import ROOT
 from tests.handmade import Split, session_of, short_script
+from tournament import field as entering
 from tournament import run as stage
+from tournament.journal import Journal
 from tournament.judge import Outcome, match, points_of, subject
+from tournament.leaderboard import leaderboard
+from tournament.play import in_turn
+from tournament.play import play as play_rounds
 
 STRENGTH = {"a": 1, "b": 2, "c": 3, "d": 4}
 
@@ -53,15 +58,15 @@ class FakeJudge:
         )
 
 
-def field(clients: int = 3, contestants: str = "abcd") -> stage.Field:
+def field(clients: int = 3, contestants: str = "abcd") -> entering.Field:
     scripts = [short_script(f"client-{c}") for c in range(clients)]
     sessions = [session_of(s, name, "train", f"{name} speaks") for s in scripts for name in contestants]
-    return stage.enter(sessions, {s.id: s for s in scripts})
+    return entering.enter(sessions, {s.id: s for s in scripts})
 
 
-def play(entered: stage.Field, judge: FakeJudge, folder: Path) -> list[Outcome]:
-    with stage.Journal(folder, judge.identity) as journal:
-        stage.play(entered, judge, 0, journal)
+def play(entered: entering.Field, judge: FakeJudge, folder: Path) -> list[Outcome]:
+    with Journal(folder, judge.identity) as journal:
+        assert play_rounds(entered, in_turn(judge, journal), 0) == 0
         return journal.outcomes()
 
 
@@ -107,7 +112,7 @@ def test_a_tournament_and_its_table(tmp_path):
     entered = field(clients=4)
     outcomes = play(entered, FakeJudge(), tmp_path)
     assert len(outcomes) == 2 * entered.matches() == 2 * 4 * 2 * 2  # orders, clients, rounds, matches a round
-    table = stage.leaderboard(entered, outcomes, FakeJudge().identity, seed=0)
+    table = leaderboard(entered, outcomes, FakeJudge().identity, seed=0)
     assert [r["contestant"] for r in table["overall"]] == ["d", "c", "b", "a"]
     assert set(table["dimensions"]) == {d.value for d in Dimension}
     assert table["n_clients"] == 4 and table["n_battles"] == 32 and table["tie_rate"] == 0
@@ -132,7 +137,7 @@ def test_failures_are_counted_and_never_ties(tmp_path):
     judge = FakeJudge(fails=("ab", "ba", "cd"))
     outcomes = play(entered, judge, tmp_path)
     failed = records.read(tmp_path / "failures.jsonl", Failure)
-    table = stage.leaderboard(entered, outcomes, judge.identity, seed=0)
+    table = leaderboard(entered, outcomes, judge.identity, seed=0)
     assert failed and table["failures"]["n"] == len(failed)
     assert table["failures"]["share"] == round(len(failed) / len(outcomes), 6)
     assert table["n_battles"] == len(outcomes) - len(failed) and table["tie_rate"] == 0
@@ -164,22 +169,22 @@ def test_a_missing_session_is_named():
     scripts = [short_script(f"client-{c}") for c in range(2)]
     sessions = [session_of(s, name, "test", "hello") for s in scripts for name in "abc"][:-1]
     with pytest.raises(UserError, match=r"1 sessions are missing .*'c' with client client-1"):
-        stage.enter(sessions, {s.id: s for s in scripts})
+        entering.enter(sessions, {s.id: s for s in scripts})
 
 
 def test_a_contestant_sits_out_where_its_session_failed(tmp_path):
     scripts = [short_script(f"client-{c}") for c in range(3)]
     sessions = [session_of(s, name, "test", "hello") for s in scripts for name in "abcd"][:-1]
-    entered = stage.enter(sessions, {s.id: s for s in scripts}, lost=1)
+    entered = entering.enter(sessions, {s.id: s for s in scripts}, lost=1)
     outcomes = play(entered, FakeJudge(order_free=True), tmp_path)
     met = Counter(name for o in outcomes if isinstance(o, Battle) and o.profile_id == "client-2"
                   for name in (o.contestant_a, o.contestant_b))  # fmt: skip
     assert set(met) == {"a", "b", "c"} and len(outcomes) == entered.matches() == 2 * 4 + 2
-    table = stage.leaderboard(entered, outcomes, FakeJudge(order_free=True).identity, seed=0)
+    table = leaderboard(entered, outcomes, FakeJudge(order_free=True).identity, seed=0)
     assert table["sat_out"] == 1 and {r["contestant"] for r in table["overall"]} == set("abcd")
     failure = Failure(stage="simulate", subject="one", reason="empty reply, twice", detail="")
     records.write(tmp_path / "session_failures.jsonl", [failure])
-    assert stage.failed_sessions(tmp_path) == 1 and stage.failed_sessions(tmp_path / "elsewhere") == 0
+    assert entering.failed_sessions(tmp_path) == 1 and entering.failed_sessions(tmp_path / "elsewhere") == 0
 
 
 def test_bad_fields_are_refused():
@@ -187,26 +192,26 @@ def test_bad_fields_are_refused():
     scripts = {script.id: script}
     twice = [session_of(script, "a", "train", "x", seed=s) for s in (1, 2)]
     with pytest.raises(UserError, match="client-0 has two sessions of contestant 'a'"):
-        stage.enter(twice, scripts)
+        entering.enter(twice, scripts)
     with pytest.raises(UserError, match="1 train and test clients and 2 contestants"):
-        stage.enter([session_of(script, n, "train", "x") for n in "ab"], scripts)
+        entering.enter([session_of(script, n, "train", "x") for n in "ab"], scripts)
     with pytest.raises(UserError, match=r"not in scripts.jsonl"):
-        stage.enter([session_of(other, n, "train", "x") for n in "ab"], scripts)
+        entering.enter([session_of(other, n, "train", "x") for n in "ab"], scripts)
 
 
 def test_dev_pairs_are_complete_or_refused():
     scripts = [short_script(f"dev-{c}") for c in range(2)]
     sessions = [session_of(s, n, "dev", "hello", seed=i) for s in scripts for i, n in enumerate(["base", "again"])]
-    found = stage.dev_pairs(sessions, "base", "again")
+    found = entering.dev_pairs(sessions, "base", "again")
     assert [(a.profile_id, a.therapist.name, b.therapist.name) for a, b in found] == [
         ("dev-0", "base", "again"),
         ("dev-1", "base", "again"),
     ]
     with pytest.raises(UserError, match="dev client dev-1 has no session of 'again'"):
-        stage.dev_pairs(sessions[:-1], "base", "again")
-    assert [a.profile_id for a, _ in stage.dev_pairs(sessions[:-1], "base", "again", lost=1)] == ["dev-0"]
+        entering.dev_pairs(sessions[:-1], "base", "again")
+    assert [a.profile_id for a, _ in entering.dev_pairs(sessions[:-1], "base", "again", lost=1)] == ["dev-0"]
     with pytest.raises(UserError, match="no dev client"):
-        stage.dev_pairs([], "base", "again")
+        entering.dev_pairs([], "base", "again")
 
 
 @pytest.mark.parametrize("path", ["configs/tournament.yaml", "configs/quickstart/tournament.yaml"])

@@ -100,6 +100,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
         "controlled_coefficients": coefficients,
     }
     judge = {k: board[k] for k in ("judge", "rubric_version", "failures", "tie_rate", "n_clients", "n_battles")}
+    judge |= {k: board[k] for k in ("judges", "judge_also_plays") if k in board}  # with LLM judges
     missing = not_in_records(tables, battles, coefficients)
     return {"judge": judge, "ranking": ranking, "tables": tables, "not_in_records": missing, "words": WORDS}
 
@@ -107,7 +108,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
 def read_battles(path: Path) -> list[Battle]:
     """Raises UserError for a file without battles, or with battles of two judges."""
     battles = records.read(path, Battle)
-    judges = sorted({f"{b.judge.name} {b.judge.rubric_version} {b.judge.prompt_hash}" for b in battles})
+    judges = sorted({f"{b.judge.name} {b.judge.model} {b.judge.rubric_version} {b.judge.prompt_hash}" for b in battles})
     if len(judges) != 1:
         raise UserError(f"{path}: {len(judges)} judges ({'; '.join(judges)}); an analysis is of one judge's battles")
     return battles

@@ -3,7 +3,8 @@
 The policy answers every turn of its own sessions with the test clients anew, max(n) + 1 times; the scorer service
 gives rewards. A draw shuffles the replies of each turn: the last is the random one, and the best of the first n is the
 reward model's choice. The session with all choices meets the session with all random replies before the judge and the
-shadow judge that the tournament froze. n = 1 is the control: two random replies, so its gain is chance alone.
+shadow judge that the tournament froze. n = 1 is the control: two random replies, so its gain is chance alone. Both are
+the reference judge and its shadow, whoever judged the tournament.
 Each reply is given to the history of the policy's own session, so that both sides answer the same words; the judge
 reads a session that nobody held in one piece.
 Writes best_of_n/: rewards.jsonl (tournament.paired_rewards; after a kill nothing scored is asked again), draws.jsonl

@@ -3,6 +3,7 @@
 Reads scripts.jsonl, judge.json, the policies and the scorer service. Writes under heldout/: scripts.jsonl,
 turns.jsonl and sessions.jsonl (rollout_env.session), battles.jsonl (both judges), rewards.jsonl and
 summary.json; and counts the opening of the held-out set in openings.json beside the run.
+The judges here are the reference judge and its shadow, whoever judged the tournament.
 Every session of one policy meets every session of the other with the same client, and the base policy's
 own seeds meet each other. After a kill the stage goes on where it stood; nothing finished is asked again.
 """
@@ -113,8 +114,9 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
     rewards = paired(config, folder / "rewards.jsonl", ((base, sides["base"]), (aligned, sides["aligned"])), scorer)
     checks = {name: [c for s in side for c in reply_checks(s, by_id[s.script_id])] for name, side in sides.items()}
     failures = len(ROLES) * (planned - len(pairs))
+    panel = records.read_json(run_dir / "judge.json").get("panel", {}).get("name", "")
     found = summary.summarise(**sides, battles=battles, checks=checks, rewards=rewards, margin=config.margin,
-                              failures=failures, seed=config.seed)  # fmt: skip
+                              failures=failures, seed=config.seed, panel=panel)  # fmt: skip
     records.write_json(folder / "summary.json", found | {"opened": opened, "form": config.form})
     overall = found["overall"]
     say(f"heldout: overall win score {overall['score']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]")

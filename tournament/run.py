@@ -1,243 +1,208 @@
 """Stage `tournament`: sessions of train and test clients meet, by default in Swiss rounds; battles become ratings.
 
-Reads sessions.jsonl and scripts.jsonl. Writes judge.json (the judge and its shadow, calibrated on dev clients and
-frozen before any battle), battles.jsonl, failures.jsonl if a judgement failed, and ratings.json.
-A battle is on disk before the next is judged, and pairing depends on nothing but the battles before it: after a
-kill the stage goes on where it stood, and the same sessions give the same bytes.
+Reads sessions.jsonl and scripts.jsonl. Writes judge.json (the reference judge and its shadow, calibrated on dev
+clients, and the LLM judges if the config has any; frozen before any battle), battles.jsonl, failures.jsonl if a
+judgement failed, and ratings.json; with LLM judges also judge_replies.jsonl, what they said, and
+ledger_tournament.jsonl, what it cost.
+A battle of the reference judge is on disk before the next is judged; of LLM judges many are asked at once, and each
+reply is on disk before anything rests on it (tournament/endpoint_matches.py). Pairing depends on nothing but the
+battles of the rounds before: after a kill the stage goes on where it stood, and nothing answered is asked again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field as Bounded
-from tqdm import tqdm
+from pydantic import model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
+from psychepass.dry_run import table
 from psychepass.errors import UserError
-from psychepass.run import stage_run
-from psychepass.schema import Battle, Dimension, Failure, JudgeIdentity, Script, Session
+from psychepass.ledger import Ledger, read_calls
+from psychepass.run import StageRun, say, stage_run
+from psychepass.schema import Dimension, Script, Session
 from tournament import pairing, ratings
-from tournament.bradley_terry import PRIOR_TIES
-from tournament.judge import Judge, Outcome, match, points_of, subject
+from tournament.endpoint_matches import LEDGER, REPLIES, EndpointMatches
+from tournament.field import Field, dev_pairs, enter, failed_sessions, script_of
+from tournament.journal import Journal
+from tournament.judge import Outcome
+from tournament.leaderboard import leaderboard
 from tournament.lexicon import LexiconName
+from tournament.llm_judge import JudgeEntry, JudgeReply
 from tournament.pairing import PairingName
-from tournament.prediction import calibration
+from tournament.panel import Panel, also_playing
+from tournament.planned_judgements import planned_judgements
+from tournament.play import in_turn, play
 from tournament.reference_judge import ReferenceJudge, calibrate
-from tournament.swiss import Round, Standings
 
-RATED_SPLITS = ("train", "test")
+FREE = frozenset({"run", "wandb", "budget_usd"})  # these change no battle
 
 
 class TournamentConfig(StageConfig):
     """`base` and `base_repeat` are contestants of the same model and prompt that differ in seed alone: what the
-    judge finds between them on dev clients is noise, and sets its tie thresholds. `rounds` a client: null is the
-    pairing's own number. `ties` in the ratings: half a win for each, or Davidson's model."""
+    reference judge finds between them on dev clients is noise, and sets its tie thresholds. `rounds` a client: null is
+    the pairing's own number. `ties` in the ratings: half a win for each, or Davidson's model.
+
+    `judges`: LLM judges, of whom several vote (tournament/panel.py); null or none: the reference judge.
+    `budget_usd` bounds what they may cost together, over all calls of the stage on this run.
+    """
 
     base: str
     base_repeat: str
     pairing: PairingName = "swiss"
     rounds: int | None = Bounded(default=None, ge=1)
     ties: ratings.Ties = "half"
+    judges: list[JudgeEntry] | None = None
+    budget_usd: float | None = Bounded(default=None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> TournamentConfig:
+        names = [judge.name for judge in self.judges or ()]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two judges are called {', '.join(twice)}; each needs a name of its own")
+        return self
 
 
-@dataclass(frozen=True)
-class Field:
-    """Who plays: sessions[client][contestant], clients and contestants in name order.
+class Entered:
+    """What the stage reads, checked: the field, the dev clients' pairs, the rounds of a client."""
 
-    A contestant whose session with a client ended as a Failure sits out that client's tournament.
-    """
-
-    contestants: tuple[str, ...]
-    sessions: dict[str, dict[str, Session]]
-    scripts: dict[str, Script]
-
-    def matches(self, name: PairingName = "swiss", rounds: int | None = None) -> int:
-        """At most so many: see pairing.matches_of."""
-        return sum(pairing.matches_of(name, len(of_client), rounds) for of_client in self.sessions.values())
+    def __init__(self, config: TournamentConfig):
+        folder = Path(config.run)
+        self.inputs = [folder / "sessions.jsonl", folder / "scripts.jsonl"]
+        sessions = records.read(self.inputs[0], Session)
+        self.scripts = {s.id: s for s in records.read(self.inputs[1], Script)}
+        lost = failed_sessions(folder)
+        self.field = enter(sessions, self.scripts, lost)
+        self.pairs = dev_pairs(sessions, config.base, config.base_repeat, lost)
+        self.rounds = rounds_played(self.field, config)
 
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(TournamentConfig, config_path, overrides)
-    folder = Path(config.run)
-    inputs = [folder / "sessions.jsonl", folder / "scripts.jsonl"]
     # read and checked before the manifest is written: a field with a session missing leaves no trace of a run
-    sessions = records.read(inputs[0], Session)
-    scripts = {s.id: s for s in records.read(inputs[1], Script)}
-    lost = failed_sessions(folder)
-    entered, pairs = enter(sessions, scripts, lost), dev_pairs(sessions, config.base, config.base_repeat, lost)
-    rounds = rounds_played(entered, config)
-    with stage_run("tournament", config, inputs) as run:
+    entered = Entered(config)
+    with stage_run("tournament", config, entered.inputs, FREE) as run:
         if run.done:
             return
-        judge = frozen_judge(folder / "judge.json", pairs, scripts)
-        with Journal(folder, judge.identity) as journal:
-            play(entered, judge, config.seed, journal, config.pairing, config.rounds)
+        reference = reference_judges(entered)
+        panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY]) if config.judges else None
+        freeze(run.dir / "judge.json", reference, panel)
+        with Journal(run.dir, panel.identity if panel else reference["judge"].identity) as journal:
+            if panel:
+                judge_over_endpoints(config, entered.field, panel, journal, run)
+            else:
+                play(entered.field, in_turn(reference["judge"], journal), config.seed, config.pairing, config.rounds)
             outcomes = journal.outcomes()
-        table = leaderboard(entered, outcomes, judge.identity, config.seed, config.ties)
-        table |= {"pairing": config.pairing, "rounds": rounds}
-        records.write_json(folder / "ratings.json", table)
-        run.note(**{k: table[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
+        made = rated(config, entered, outcomes, reference["judge"], panel)
+        records.write_json(run.dir / "ratings.json", made)
+        run.note(**{k: made[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
 
-def failed_sessions(folder: Path) -> int:
-    """How many sessions ended as a Failure in stage simulate."""
-    path = folder / "session_failures.jsonl"
-    return len({f.subject for f in records.iterate(path, Failure)}) if path.is_file() else 0
-
-
-def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0) -> Field:
-    """The train and test clients with one session of every contestant; up to `lost` may be missing.
+def judge_over_endpoints(
+    config: TournamentConfig, entered: Field, panel: Panel, journal: Journal, run: StageRun
+) -> None:
+    """Play with LLM judges.
 
     Raises:
-        UserError: more sessions are missing than failed; a client has two of one contestant, or of fewer than two
-            contestants; a session's script is not in scripts.jsonl; two contestants have one name; fewer than two
-            clients or contestants.
+        UserError: a judge's key, address or model is wrong, and no call was made; or matches are left for the next run.
     """
-    rated = sorted((s for s in sessions if s.split in RATED_SPLITS), key=lambda s: (s.profile_id, s.therapist.name))
-    contestants = tuple(sorted({s.therapist.name for s in rated}))
-    table: dict[str, dict[str, Session]] = {}
-    known: dict[str, Session] = {}
-    for session in rated:
-        of_client = table.setdefault(session.profile_id, {})
-        if session.therapist.name in of_client:
-            raise UserError(
-                f"sessions.jsonl: client {session.profile_id} has two sessions of contestant "
-                f"{session.therapist.name!r}; a tournament takes one of each"
-            )
-        _script_of(session, scripts)
-        _same_contestant(known.setdefault(session.therapist.name, session), session)
-        of_client[session.therapist.name] = session
-    if len(table) < 2 or len(contestants) < 2:
+    with Ledger(run.dir / LEDGER, config.budget_usd) as ledger:
+        before_usd = ledger.spent_usd
+        try:
+            matches = EndpointMatches(panel, journal, ledger, run.dir)
+            with matches:
+                left = play(entered, matches.hold, config.seed, config.pairing, config.rounds)
+        except UserError:
+            forget_first_start(run)
+            raise
+        cost = f"{ledger.spent_usd - before_usd:.4f} USD in this run, {ledger.spent_usd:.4f} in all ({ledger.path})"
+    failed = len(journal.failures())
+    say(f"judges: {cost}" + (f"; {failed} judgements failed: {run.dir / 'failures.jsonl'}" if failed else ""))
+    if left:
+        reasons = "; ".join(f"{n}: {reason}" for reason, n in matches.left_open.most_common())
+        most = "up to " if config.pairing == "adaptive" else ""
         raise UserError(
-            f"sessions.jsonl: {len(table)} train and test clients and {len(contestants)} contestants "
-            f"({', '.join(contestants)}); a tournament needs two of each or more"
-        )
-    missing = [f"{name!r} with client {c}" for c, found in table.items() for name in contestants if name not in found]
-    if len(missing) > lost:
-        raise UserError(
-            f"sessions.jsonl: {len(missing)} sessions are missing (first: contestant {missing[0]}) and {lost} failed; "
-            f"every contestant must meet every train and test client, so finish stage simulate first"
-        )
-    table = {client: of_client for client, of_client in table.items() if len(of_client) > 1}
-    return Field(contestants, table, scripts)
-
-
-def _same_contestant(first: Session, session: Session) -> None:
-    ours, theirs = first.therapist.model_dump(), session.therapist.model_dump()
-    differs = [f"{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
-    if differs:
-        raise UserError(
-            f"sessions.jsonl: two contestants have the name {session.therapist.name!r}, in sessions {first.id} and "
-            f"{session.id}: {'; '.join(differs)}; a name stands for one model, prompt and sampling"
+            f"{most}{left} of {entered.matches(config.pairing, config.rounds)} matches are left to judge, because "
+            f"judgements could not be had ({reasons}); what was judged is kept, call the stage again to go on"
         )
 
 
-def _script_of(session: Session, scripts: dict[str, Script]) -> Script:
-    if session.script_id not in scripts:
-        raise UserError(
-            f"sessions.jsonl: session {session.id} follows script {session.script_id}, which is not in scripts.jsonl "
-            f"({len(scripts)} scripts)"
-        )
-    return scripts[session.script_id]
+def forget_first_start(run: StageRun) -> None:
+    """Before anything was asked or judged, a mended config may follow."""
+    made = [run.dir / name for name in ("battles.jsonl", REPLIES, LEDGER)]
+    if run.manifest["starts"] == 1 and not any(p.exists() and p.stat().st_size for p in made):
+        for path in (*made, run.dir / "judge.json"):
+            path.unlink(missing_ok=True)
+        run.abandon()
 
 
-def dev_pairs(sessions: Iterable[Session], base: str, repeat: str, lost: int = 0) -> list[tuple[Session, Session]]:
-    """Base against its repeat on each dev client, in client order; up to `lost` clients may lack one and are left out.
-
-    Raises:
-        UserError: no dev client has both, or more lack one than sessions failed.
-    """
-    found: dict[str, dict[str, Session]] = {}
-    for session in sessions:
-        if session.split == "dev":
-            found.setdefault(session.profile_id, {})[session.therapist.name] = session
-    if not found:
-        raise UserError("sessions.jsonl: no dev client; the judge's tie thresholds are set on dev clients")
-    lacking = [(client, name) for client, of in sorted(found.items()) for name in (base, repeat) if name not in of]
-    whole = sorted(found.keys() - {client for client, _ in lacking})
-    if len(lacking) > lost or not whole:
-        client, name = lacking[0]
-        raise UserError(
-            f"sessions.jsonl: dev client {client} has no session of {name!r} (config keys base, base_repeat); "
-            f"it has {', '.join(sorted(found[client]))}"
-        )
-    return [(found[client][base], found[client][repeat]) for client in whole]
+def rated(
+    config: TournamentConfig, entered: Entered, outcomes: list[Outcome], reference: ReferenceJudge, panel: Panel | None
+) -> dict[str, Any]:
+    """All of ratings.json; with LLM judges it names each of them, and those that play too."""
+    identity = panel.identity if panel else reference.identity
+    made = leaderboard(entered.field, outcomes, identity, config.seed, config.ties)
+    made |= {"pairing": config.pairing, "rounds": entered.rounds}
+    if panel:
+        made["judges"] = [j.identity.model_dump(mode="json") for j in panel.judges]
+        made["judge_also_plays"] = also_playing(panel.judges, entered.field.identities())
+    return made
 
 
-def frozen_judge(path: Path, pairs: list[tuple[Session, Session]], scripts: dict[str, Script]) -> Judge:
-    """The judge of this run; it and its shadow are calibrated once and written to `path` before any battle.
+def dry_run(config_path: str, overrides: list[str]) -> None:
+    """Print what is still to be asked of each judge's model; nothing is asked or written."""
+    config = load(TournamentConfig, config_path, overrides)
+    if not config.judges:
+        raise UserError("--dry-run: the reference judge calls no model; call the stage without, or set judges")
+    entered, folder = Entered(config), Path(config.run)
+    panel = Panel(config.judges, reference_judges(entered)["judge"].tau[Dimension.DIVERSITY])
+    said = panel.own(records.peek(folder / REPLIES, JudgeReply), folder / REPLIES)
+    planned = planned_judgements(panel, entered.field, config.pairing, config.rounds, said)
+    spent_usd = sum(c.cost_usd for c in read_calls(folder / LEDGER)) if (folder / LEDGER).is_file() else 0.0
+    print(table(planned, config.budget_usd, spent_usd))
+
+
+def reference_judges(entered: Entered) -> dict[str, ReferenceJudge]:
+    """The reference judge and its shadow, calibrated on the dev clients' pairs."""
+    for session in (s for pair in entered.pairs for s in pair):
+        script_of(session, entered.scripts)
+    names = get_args(LexiconName)
+    return {name: ReferenceJudge(name, calibrate(entered.pairs, entered.scripts, name)) for name in names}
+
+
+def freeze(path: Path, reference: dict[str, ReferenceJudge], panel: Panel | None) -> None:
+    """Write the judges of this run to `path`, before any battle.
+
+    LLM judges stand under `panel`, beside the reference judge and its shadow, whom stages heldout and best-of-n keep.
 
     Raises:
         UserError: `path` holds a judge of another version (a judge never changes within a run).
     """
-    for session in (s for pair in pairs for s in pair):
-        _script_of(session, scripts)
-    judges = {name: ReferenceJudge(name, calibrate(pairs, scripts, name)) for name in get_args(LexiconName)}
-    found = {name: _described(judge) for name, judge in judges.items()}
-    if path.is_file():
-        frozen = records.read_json(path)
-        if frozen != found:
-            raise UserError(
-                f"{path}: this run's judge is {frozen['judge']['name']} {frozen['judge']['rubric_version']}, the code "
-                f"now makes {found['judge']['name']} {found['judge']['rubric_version']}; use another run directory"
-            )
-    else:
+    found: dict[str, Any] = {name: _described(judge) for name, judge in reference.items()}
+    if panel:
+        found["panel"] = panel.identity.model_dump(mode="json")
+        found["panel"]["judges"] = [
+            {**j.identity.model_dump(mode="json"), "family": j.entry.family} for j in panel.judges
+        ]
+    if not path.is_file():
         records.write_json(path, found)
-    return judges["judge"]
+        return
+    frozen = records.read_json(path)
+    if frozen != found:
+        was, now = (_named(judges.get("panel") or judges["judge"]) for judges in (frozen, found))
+        raise UserError(f"{path}: this run's judge is {was}, the code now makes {now}; use another run directory")
+
+
+def _named(judge: dict[str, Any]) -> str:
+    return f"{judge['name']} {judge['rubric_version']} {judge['prompt_hash']}"
 
 
 def _described(judge: ReferenceJudge) -> dict[str, Any]:
     return judge.identity.model_dump(mode="json") | {"tau": {d.value: judge.tau[d] for d in Dimension}}
-
-
-@dataclass
-class Journal:
-    """battles.jsonl and failures.jsonl of a run, held open: what is there, and appends.
-
-    Raises:
-        UserError: battles of another judge are there; one ranking has one judge.
-    """
-
-    folder: Path
-    judge: JudgeIdentity
-    known: dict[str, Outcome] = field(default_factory=dict)
-
-    def __enter__(self) -> Journal:
-        self._battles = records.Appender(self.folder / "battles.jsonl", Battle)
-        self._failures = self.folder / "failures.jsonl"
-        held = ((f"battle {b.id}", b.judge) for b in self._battles.done.values())
-        ratings.one_judge([("this run", self.judge), *held])
-        for battle in self._battles.done.values():
-            self.known[subject(battle.session_a, battle.session_b)] = battle
-        if self._failures.exists():
-            with records.Appender(self._failures, Failure) as failures:
-                self.known |= {f.subject: f for f in failures.done.values() if f.stage == "tournament"}
-        return self
-
-    def append(self, outcomes: Iterable[Outcome]) -> None:
-        """Write what is not there yet; all battles of a match in one append."""
-        new = [o for o in outcomes if _subject(o) not in self.known]
-        self._battles.append(*(o for o in new if isinstance(o, Battle)))
-        failed = [o for o in new if isinstance(o, Failure)]
-        if failed:
-            with records.Appender(self._failures, Failure) as failures:
-                failures.append(*failed)
-        self.known |= {_subject(o): o for o in new}
-
-    def outcomes(self) -> list[Outcome]:
-        return list(self.known.values())
-
-    def __exit__(self, *exc: object) -> None:
-        self._battles.__exit__(*exc)
-
-
-def _subject(outcome: Outcome) -> str:
-    return outcome.subject if isinstance(outcome, Failure) else subject(outcome.session_a, outcome.session_b)
 
 
 def rounds_played(entered: Field, config: TournamentConfig) -> int:
@@ -253,104 +218,3 @@ def rounds_played(entered: Field, config: TournamentConfig) -> int:
             f"permitted: 1 to {pairing.most_rounds(n)}, or null"
         )
     return pairing.rounds_of(config.pairing, n, config.rounds)
-
-
-def play(
-    entered: Field,
-    judge: Judge,
-    seed: int,
-    journal: Journal,
-    name: PairingName = "swiss",
-    rounds: int | None = None,
-) -> None:
-    """All rounds of all clients, round by round. A match that could not be judged counts as a bye for pairing."""
-    tables = {client: Standings.of(of_client) for client, of_client in entered.sessions.items()}
-    last = {c: pairing.rounds_of(name, len(table.points), rounds) for c, table in tables.items()}
-    with tqdm(total=entered.matches(name, rounds), desc="matches", unit="match") as bar:
-        for round in range(1, max(last.values()) + 1):
-            for wave in pairing.waves(name, [c for c in tables if round <= last[c]]):
-                for client, paired in pairing.next_round(name, tables, wave, seed, round).items():
-                    play_round(entered, client, paired, tables[client], judge, round, journal)
-                    bar.update(len(paired.pairs))
-
-
-def play_round(
-    entered: Field, client: str, paired: Round, standings: Standings, judge: Judge, round: int, journal: Journal
-) -> None:
-    """The matches of one client's round: judged, written, and entered in its standings."""
-    sessions = entered.sessions[client]
-    for a, b in paired.pairs:
-        script = entered.scripts[sessions[a].script_id]
-        outcomes = match(judge, sessions[a], sessions[b], script, round, journal.known)
-        journal.append(outcomes)
-        standings.record(a, b, points_of(sessions[a].id, outcomes))
-    if paired.bye:
-        standings.record_bye(paired.bye)
-
-
-def leaderboard(
-    entered: Field, outcomes: list[Outcome], identity: JudgeIdentity, seed: int, ties: ratings.Ties = "half"
-) -> dict[str, Any]:
-    """ratings.json: ratings a dimension and overall with their intervals, and what they rest on.
-
-    `win_rate` counts a tie as half a win; `graph`, `resamples_flagged`, `groups` and Davidson's `nu`: see
-    ratings.Table; `predicted`, of the overall verdicts: see prediction.calibration; `head_to_head` holds overall
-    wins of the row's contestant over the column's.
-
-    Raises:
-        UserError: a contestant or all but one client without a judged battle.
-    """
-    battles = [o for o in outcomes if isinstance(o, Battle)]
-    failures = len(outcomes) - len(battles)
-    clients, wins_CKNN = ratings.wins_by_client(battles, entered.contestants)
-    overall, ties_CK = ratings.COLUMNS.index("overall"), ratings.ties_by_client(battles) if ties == "davidson" else None
-    try:
-        table = ratings.rate(wins_CKNN, entered.contestants, seed=seed, ties_CK=ties_CK)
-    except ValueError as e:
-        raise UserError(f"battles.jsonl: {len(battles)} battles, {failures} failures: {e}") from e
-    tie_rates = {name: _tie_rate(battles, name) for name in ratings.COLUMNS}
-    rows = {name: [r.model_dump(mode="json") for r in rows] for name, rows in table.ratings.items()}
-    return {
-        "judge": identity.name,
-        "rubric_version": identity.rubric_version,
-        "n_clients": len(clients),
-        "n_battles": len(battles),
-        "n_contestants": len(entered.contestants),
-        "sat_out": sum(len(entered.contestants) - len(of_client) for of_client in entered.sessions.values()),
-        "failures": {"n": failures, "share": round(failures / len(outcomes), 6)},
-        "tie_rate": tie_rates.pop("overall"),
-        "tie_rates": tie_rates,
-        "ties": {"model": ties, "nu": table.nu},
-        "order_consistency": "by construction" if identity.order_free else _order_consistency(battles),
-        "scale": {"baseline": ratings.BASELINE, "xi": ratings.XI, "prior_ties": PRIOR_TIES},
-        "interval": {"method": table.method, "level": 0.95, "unit": "client"},
-        "graph": table.graph,
-        "resamples_flagged": table.resamples_flagged,
-        "groups": table.groups,
-        "predicted": calibration(wins_CKNN[:, overall], None if ties_CK is None else ties_CK[:, overall]),
-        "overall": rows.pop("overall"),
-        "dimensions": rows,
-        "head_to_head": {
-            "contestants": list(entered.contestants),
-            "wins": wins_CKNN[:, overall].sum(axis=0).tolist(),
-        },
-    }
-
-
-def _tie_rate(battles: list[Battle], column: str) -> float:
-    return _share(battles, lambda b: ratings.verdict(b, column).winner == "tie")
-
-
-def _order_consistency(battles: list[Battle]) -> float | None:
-    """Share of matches judged in both orders whose overall verdicts agree; None where there is none."""
-    by_sessions = {(b.session_a, b.session_b): b for b in battles}
-    both = [
-        (b, by_sessions[b.session_b, b.session_a])
-        for b in battles
-        if b.session_a < b.session_b and (b.session_b, b.session_a) in by_sessions
-    ]
-    return _share(both, lambda m: m[0].overall.winner == m[1].swapped().overall.winner) if both else None
-
-
-def _share(items: list[Any], holds: Callable[[Any], bool]) -> float:
-    return round(sum(map(holds, items)) / len(items), 6)

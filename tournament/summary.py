@@ -21,8 +21,8 @@ WORDS = (
     "One training run; intervals cover clients, not training seeds.",
     "Mean reward shows that training worked, not that therapy improved.",
     "Non-inferior to the base model is not a statement of safety.",
-    "One judge labels, rewards (through the reward model) and measures.",
 )
+ONE_JUDGE = "One judge labels, rewards (through the reward model) and measures."
 
 
 def summarise(
@@ -34,8 +34,9 @@ def summarise(
     margin: float,
     failures: int = 0,
     seed: int = 0,
+    panel: str = "",
 ) -> dict[str, Any]:
-    """All but what only the stage knows (weights, how often opened).
+    """All but what only the stage knows (weights, how often opened). `panel` names the tournament's LLM judges.
 
     `battles` by role, "judge" and "shadow": base against aligned, and base against base (its seeds).
     `checks` by policy, "base" and "aligned": every reply.
@@ -59,7 +60,7 @@ def summarise(
             side: {"name": sessions[0].therapist.name, "weights": sessions[0].therapist.weights}
             for side, sessions in (("base", base), ("aligned", aligned))
         },
-        "words": list(WORDS),
+        "words": [*WORDS, f"{panel} labels and rewards; the reference judge measures." if panel else ONE_JUDGE],
     }
 
 

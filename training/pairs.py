@@ -2,7 +2,8 @@
 
 On a dimension, a judge has decided where all its presentations of a match name the same winner: both orders,
 or the one order that an order-free judge is counted for. A match becomes a pair where more judges decided for
-one session than for the other; its weight is the share of the match's judges that did.
+one session than for the other; its weight is the share of the match's judges that did. The judges of a panel are
+counted one by one, by their votes.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ def winner_by_judge(match: Sequence[Battle], dimension: Dimension) -> dict[str, 
     seen: dict[str, dict[tuple[str, str], str | None]] = defaultdict(dict)
     order_free: dict[str, bool] = {}
     for battle in match:
-        judge = f"{battle.judge.name}/{battle.judge.model}/{battle.judge.rubric_version}/{battle.judge.prompt_hash}"
         sides = {"A": battle.session_a, "B": battle.session_b, "tie": None}
         order = (battle.session_a, battle.session_b)
-        seen[judge][order] = sides[battle.verdicts[dimension].winner]
-        order_free[judge] = battle.judge.order_free
+        for vote in battle.votes or (battle,):
+            judge = f"{vote.judge.name}/{vote.judge.model}/{vote.judge.rubric_version}/{vote.judge.prompt_hash}"
+            seen[judge][order] = sides[vote.verdicts[dimension].winner]
+            order_free[judge] = vote.judge.order_free
     decided: dict[str, str | None] = {}
     for judge, winners in seen.items():
         complete = len(winners) == 2 or order_free[judge]

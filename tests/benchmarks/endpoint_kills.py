@@ -1,13 +1,15 @@
-"""SIGKILL at random moments of stage `simulate` over an endpoint: what is lost, what is asked again.
+"""SIGKILL at random moments of stage `simulate` or `tournament` over endpoints: what is lost, what is asked again.
 
-    python -m tests.benchmarks.endpoint_kills                       # 20 kills
+    python -m tests.benchmarks.endpoint_kills                       # 20 kills of simulate
+    python -m tests.benchmarks.endpoint_kills --stage tournament    # 20 kills of a panel of two LLM judges
     python -m tests.benchmarks.endpoint_kills --quick --json kills.json
 
 A server in this process answers by a hash of the messages, with some 429s, 500s and replies that stay unreadable. One
 run is left alone; the other is killed, called again, killed again, and ended. Exits 1 where a record is missing or too
-many, or where more calls were repeated than were in flight at the kills (a conversation's last call, unanswered or
-answered less than a quarter of a second before: the client may not have read it). An unreadable first answer is not
-written; after a kill between it and the second, both are asked again.
+many, or where more calls were repeated than were in flight at the kills: the server had not finished its answer, or the
+client had not written it down, i.e. the ledger had no line of it. In `simulate` an unreadable first answer is in the
+ledger only, and after a kill between it and the second both are asked again; there a call counts as in flight as well
+if it was the last of its conversation and answered less than a quarter of a second before.
 """
 
 from __future__ import annotations
@@ -20,18 +22,25 @@ from pathlib import Path
 from typing import Any
 
 from psychepass import records
-from tests.endpoint_rig import contestants, kill_often, write_config
+from tests.endpoint_rig import Kills, contestants, kill_often, write_config
 from tests.fault_server import ALWAYS, Fault, FaultServer, served
+from tests.judge_rig import judges, write_run
 
 FAULTS = (Fault("429", 0.02), Fault("500", 0.02), Fault("empty", 0.003, ALWAYS), Fault("wrong role", 0.003, ALWAYS))
+
+JUDGE_FAULTS = (
+    *(Fault("429", 0.02), Fault("500", 0.02), Fault("empty", 0.05, ALWAYS), Fault("wrong role", 0.02, ALWAYS)),
+    Fault("cut-off text", 0.15, ALWAYS),
+)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("simulate", "tournament"), default="simulate")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=24, choices=range(1, 25), metavar="1..24")
     parser.add_argument("--contestants", type=int, default=6)
-    parser.add_argument("--concurrent", type=int, default=24, help="conversations open at once")
+    parser.add_argument("--concurrent", type=int, default=24, help="calls at once, of each model")
     parser.add_argument("--delay-s", type=float, default=0.15, help="of an answer, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="4 kills of a shorter run, under a minute")
@@ -42,24 +51,42 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def configs(args: argparse.Namespace, folder: Path, url: str) -> list[Path]:
+    """The same run twice, in two folders."""
+    folders = [folder / "plain", folder / "killed"]
+    if args.stage == "simulate":
+        therapists = contestants(url, args.contestants, max_concurrent=args.concurrent)
+        return [write_config(f, therapists, args.clients) for f in folders]
+    entries = judges(url, 2, max_concurrent=args.concurrent)
+    return [write_run(f, entries, args.clients, args.contestants) for f in folders]
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    server = FaultServer(FAULTS, args.delay_s)
+    faults = FAULTS if args.stage == "simulate" else JUDGE_FAULTS
+    server = FaultServer(faults, args.delay_s)
     with tempfile.TemporaryDirectory() as name, served(server) as url:
-        therapists = contestants(url, args.contestants, max_concurrent=args.concurrent)
-        plain, killed = (write_config(Path(name) / n, therapists, args.clients) for n in ("plain", "killed"))
+        plain, killed = configs(args, Path(name), url)
         found = kill_often(server, plain, killed, args.kills, random.Random(args.seed))
     rows: list[dict[str, Any]] = [
-        {"name": f"endpoint kills: {k.replace('_', ' ')}", "value": v, "low": v, "high": v, "n": found.kills}
+        {"name": f"endpoint kills, {args.stage}: {k.replace('_', ' ')}", "value": v, "low": v, "high": v}
         for k, v in found._asdict().items()
     ]
     for row in rows:
-        print(f"{row['name']:<45} {row['value']:6d}")
-    print(f"kills: {found.kills} of {args.kills} asked for; {args.concurrent} conversations open at each")
+        row["n"] = found.kills
+        print(f"{row['name']:<52} {row['value']:6d}")
+    print(f"kills: {found.kills} of {args.kills} asked for; up to {args.concurrent} calls at once of each model")
     if args.json:
         records.write_json(args.json, rows)
-    lost = found.missing or found.extra or found.repeated > found.in_flight_with_grace
-    return 1 if lost or found.kills < args.kills else 0
+    return 1 if lost(found, args.stage) or found.kills < args.kills else 0
+
+
+def lost(found: Kills, stage: str) -> bool:
+    """Whether a record is missing or too many, or more calls were repeated than were in flight."""
+    in_flight = found.not_in_ledger
+    if stage == "simulate":
+        in_flight = max(in_flight, found.in_flight_with_grace)
+    return bool(found.missing or found.extra or found.repeated > in_flight)
 
 
 if __name__ == "__main__":

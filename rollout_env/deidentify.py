@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from psychepass.errors import UserError
@@ -46,7 +45,7 @@ KINDS = {
     "DATE_TIME": "DATE",
 }
 CONTACTS = ("EMAIL", "LINK", "PHONE", "ACCOUNT", "CARD", "IP", "ID")  # what no profile may hold
-PLACEHOLDER = re.compile(r"\[(?:%s)_\d+\]" % "|".join(sorted(set(KINDS.values()))))
+PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(sorted(set(KINDS.values())))})_\d+\]")
 PHONE_REGIONS = ("US", "GB", "CN", "IN", "AU")
 CAPITAL = r"[A-Z][a-zà-öø-ÿ]+(?:['’-][A-Z]?[a-zà-öø-ÿ]+)?"
 TITLED = re.compile(rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Aunt|Uncle)\.? ({CAPITAL}(?: {CAPITAL})?)")
@@ -54,10 +53,10 @@ INTRODUCED = re.compile(rf"\b(?:[Mm]y name is|[Nn]amed) ({CAPITAL}(?: {CAPITAL})
 GIVEN = re.compile(rf"\b({CAPITAL})(?=((?: {CAPITAL})?))")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;\n\"“]\s*)$")
 # given names that are also common first words of a sentence
-WORDS_TOO = frozenset(
-    "Will May Mark Grace Hope Joy Faith Rose Summer Dawn Bill Chase Drew Frank Grant Guy Max Pat Rob Sky April June "
-    "August Christian Charity Patience Angel Melody Carol Art Jean Gene Dale Glen Jay Kay Lane Miles Page Ray Rich Sue "
-    "Ruby Amber Crystal Virginia Don Dean Norm Victor Stacy Tanya Iris Ivy Lily Holly Heather Penny".split()
+WORDS_TOO = re.compile(
+    "Will|May|Mark|Grace|Hope|Joy|Faith|Rose|Summer|Dawn|Bill|Chase|Drew|Frank|Grant|Guy|Max|Pat|Rob|Sky|April|June|"
+    "August|Christian|Charity|Patience|Angel|Melody|Carol|Art|Jean|Gene|Dale|Glen|Jay|Kay|Lane|Miles|Page|Ray|Rich|Sue|"
+    "Ruby|Amber|Crystal|Virginia|Don|Dean|Norm|Victor|Stacy|Iris|Ivy|Lily|Holly|Heather|Penny|Mason|Hunter|Carter"
 )
 CN_ID = r"(?<!\d)\d{6}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dXx])"
 CN_ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
@@ -124,7 +123,8 @@ class DeIdentifier:
             from rollout_env.recognizers import recognizers
         except ImportError as e:
             raise UserError(f"stage profiles needs the package {e.name} for de-identification: {INSTALL}") from e
-        engine, languages = SpacyNlpEngine(), ("en", "zh")
+        engine = SpacyNlpEngine()
+        languages: tuple[Language, ...] = ("en", "zh")
         loaded: dict[str, Any] = {}
         for language in languages:
             name = self.pipelines.get(language)

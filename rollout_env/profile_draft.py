@@ -28,7 +28,8 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # the words exist only to refuse them
 METHOD_ZH = re.compile("割腕|上吊|跳楼|跳河|跳桥|安眠药|烧炭|遗书|服毒|囤药|刀片")
 ROMANTIC = re.compile(
-    r"\b(boyfriend|girlfriend|crush on|dating|kiss\w*|sex\w*|romantic\w*|in love)\b|男朋友|女朋友|恋爱|早恋|暗恋|接吻|性行为|性关系",
+    r"\b(boyfriend|girlfriend|crush on|dating|kiss\w*|sex\w*|romantic\w*|in love)\b"
+    "|男朋友|女朋友|恋爱|早恋|暗恋|接吻|性行为|性关系",
     re.I,
 )
 # a minor who speaks in a plain text; a memory ("when I was 15") is none

@@ -53,7 +53,7 @@ def near_duplicates(texts: Mapping[str, str], threshold: float, step: Literal["s
         grams = shingles(text)
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([g.encode() for g in sorted(grams)])
-        near = {k: jaccard(grams, kept[k]) for k in index.query(sketch)}
+        near = {k: jaccard(grams, kept[k]) for k in map(str, index.query(sketch))}
         closest = max(near, key=lambda k: (near[k], k), default="")
         if closest and near[closest] >= threshold:
             found.append(Duplicate(step=step, dropped=name, kept=closest, similarity=round(near[closest], 4)))
@@ -87,10 +87,10 @@ def quotas(total: int, shares: Mapping[str, float], least_intensity: int) -> dic
     left = 1 - sum(shares.values())
     if min(shares.values(), default=0) < 0 or left < -1e-9 or (not rest and left > 1e-9):
         raise UserError(f"topic_shares add up to {1 - left:g}; permitted: shares from 0 that add up to 1 at most")
-    bands = [b for b, (_, high) in BANDS.items() if high >= least_intensity]
-    exact = {
+    bands: list[Band] = [b for b, (_, high) in BANDS.items() if high >= least_intensity]
+    exact: dict[tuple[str, Band], float] = {
         (t, b): total * shares.get(t, max(left, 0) / len(rest) if rest else 0) / len(bands)
-        for t in TOPICS
+        for t in map(str, TOPICS)
         for b in bands
     }
     given = {s: math.floor(x + 1e-9) for s, x in exact.items()}

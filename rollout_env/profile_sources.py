@@ -11,13 +11,14 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import Config
+from psychepass.config import Config, load
 from psychepass.errors import UserError
 from psychepass.schema import Profile
 from rollout_env.profile_records import Gender, Language, Origin
@@ -27,87 +28,30 @@ UNKNOWN = re.compile(r"not specified|cannot be identified|unknown|unclear|n/?a|n
 YOUNG_GROUPS = ("child", "adolescent", "teenager")
 
 
-class Fields(NamedTuple):
+class Fields(Config):
     """Dotted paths into a row; each of `text` becomes a line of the seed under its own name."""
 
-    name: str
-    age: str
-    gender: str
-    text: tuple[str, ...]
+    text: list[str]
+    name: str = ""
+    age: str = ""
+    gender: str = ""
+    language: Language = "en"
 
 
-# the formats of PatientHub, by the name in characters_<name>.json
-PATIENTHUB = {
-    "adaptiveVP": Fields(
-        *("name", "age", "gender"),
-        ("situation", "Chief complaint", "social history", "communication_summary"),
-    ),
-    "annaAgent": Fields(
-        *("", "profile.age", "profile.gender"),
-        ("profile.occupation", "profile.marital_status", "profile.symptoms", "situation", "status"),
-    ),
-    "clientCast": Fields(
-        *("basic_profile.name", "basic_profile.age", "basic_profile.gender"),
-        tuple(
-            f"basic_profile.{k}"
-            for k in ("occupation", "topic", "situation", "emotion", "reasons", "problem", "feeling_expression")
-        ),
-    ),
-    "consistentMI": Fields("", "", "", ("topic", "Behavior", "Personas", "Beliefs", "Motivation")),
-    "eeyore": Fields(
-        *("profile.name", "profile.age", "profile.gender"),
-        (
-            *("profile.occupation", "profile.marital status", "profile.situation of the client"),
-            *(f"cognitive profile.{k}" for k in ("life_history", "core_belief_description", "intermediate_beliefs")),
-            "cognitive profile.coping_strategies",
-        ),
-    ),
-    "patientAct": Fields(
-        *("profile.demographics.name", "profile.demographics.age_group", "profile.demographics.gender"),
-        (
-            *("profile.demographics.occupation", "profile.demographics.marital_status"),
-            *(
-                f"profile.problem_formulation.{k}"
-                for k in ("presenting_problem", "precipitating_factors", "predisposing_factors", "protective_factors")
-            ),
-            *("profile.psychological_formulation.coping_patterns", "situation"),
-        ),
-    ),
-    "patientPsi": Fields(
-        *("name", "", ""),
-        (
-            *("history", "helpless_belief", "unlovable_belief", "worthless_belief", "intermediate_belief"),
-            *("coping_strategies", "situation", "auto_thought", "emotion", "behavior"),
-        ),
-    ),
-    "psyche": Fields(
-        *("", "MFC-Profile.Identifying data.Age", "MFC-Profile.Identifying data.Sex"),
-        (
-            *(f"MFC-Profile.Identifying data.{k}" for k in ("Occupation", "Marital status")),
-            *("MFC-Profile.Chief complaint", "MFC-Profile.Developmental/social history", "MFC-History"),
-        ),
-    ),
-    "roleplayDoh": Fields("", "", "", ("description",)),
-    "talkDep": Fields(
-        *("name", "age", "gender"),
-        ("key_negative_symptoms", "life_history", "social_context", "past_interactions", "typical_topics"),
-    ),
-}
-VERA_MH = Fields(
-    *("Name", "Age", "Pronouns"),
-    ("Background", "Mental Health Context", "Communication Style", "Recent Stressors/Risk Factors"),
-)
-PSYCHAGENT = Fields(
-    *(f"profile.basic_info.static_traits.{k}" for k in ("name", "age", "gender")),
-    (
-        *(
-            f"profile.basic_info.static_traits.{k}"
-            for k in ("occupation", "educational_background", "marital_status", "family_status", "language_features")
-        ),
-        *(f"profile.basic_info.{k}" for k in ("main_problem", "topic", "core_demands", "growth_experiences")),
-    ),
-)
-CACTUS = Fields("Name", "Age", "Gender", ("intake_form",))
+class Sets(Config):
+    """rollout_env/data/imported_sets.yaml: kind -> format -> fields."""
+
+    patienthub: dict[str, Fields]
+    vera_mh: dict[str, Fields]
+    psychagent: dict[str, Fields]
+    cactus: dict[str, Fields]
+
+
+@cache
+def imported_sets() -> Sets:
+    return load(Sets, Path(__file__).parent / "data" / "imported_sets.yaml")
+
+
 CACTUS_LINE = r"^\s*{}:\s*(.+)$"
 
 
@@ -174,14 +118,14 @@ def _read(entry: SourceEntry, file: Path) -> Iterator[RawSeed]:
             origin = _origin(entry, file, row)
             yield RawSeed(origin, p.language, profile_text(p), p.age, p.gender, (p.name,), profile=p)
     else:
-        fields, language = _fields(entry.kind, file)
+        fields = _fields(entry.kind, file)
         for number, row in enumerate(_rows(file), start=1):
             where = f"{file}, row {number}"
             if not isinstance(row, dict):
                 raise UserError(f"{where}: is a {type(row).__name__}; {entry.kind} has objects")
             if entry.kind == "cactus":
                 row = _intake(row, where)
-            yield _seed(row, fields, language, _origin(entry, file, number), where)
+            yield _seed(row, fields, _origin(entry, file, number), where)
 
 
 def profile_text(profile: Profile) -> str:
@@ -204,16 +148,15 @@ def _read_text(entry: SourceEntry, file: Path) -> Iterator[RawSeed]:
         yield RawSeed(_origin(entry, file, row), entry.language, " ".join(part.split()))
 
 
-def _fields(kind: Kind, file: Path) -> tuple[Fields, Language]:
-    if kind == "psychagent":
-        return PSYCHAGENT, "zh"
-    if kind == "patienthub":
-        name = file.stem.removeprefix("characters_")
-        if name not in PATIENTHUB:
-            known = ", ".join(f"characters_{n}.json" for n in PATIENTHUB)
-            raise UserError(f"{file}: no known format of PatientHub; permitted: {known}")
-        return PATIENTHUB[name], "en"
-    return (VERA_MH if kind == "vera_mh" else CACTUS), "en"
+def _fields(kind: str, file: Path) -> Fields:
+    formats: dict[str, Fields] = getattr(imported_sets(), kind)
+    if kind != "patienthub":
+        return next(iter(formats.values()))
+    name = file.stem.removeprefix("characters_")
+    if name not in formats:
+        known = ", ".join(f"characters_{n}.json" for n in formats)
+        raise UserError(f"{file}: no known format of PatientHub; permitted: {known}")
+    return formats[name]
 
 
 def _rows(file: Path) -> list[Any]:
@@ -241,7 +184,7 @@ def _intake(row: dict[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _seed(row: dict[str, Any], fields: Fields, language: Language, origin: Origin, where: str) -> RawSeed:
+def _seed(row: dict[str, Any], fields: Fields, origin: Origin, where: str) -> RawSeed:
     lines = [f"{path.split('.')[-1]}: {value}" for path in fields.text if (value := pick(row, path))]
     if not lines:
         raise UserError(f"{where}: has none of the fields {', '.join(fields.text)}")
@@ -249,7 +192,7 @@ def _seed(row: dict[str, Any], fields: Fields, language: Language, origin: Origi
     number = re.fullmatch(r"(\d{1,3})\s*(岁|years?( old)?)?", age)
     return RawSeed(
         origin,
-        language,
+        fields.language,
         "\n".join(lines),
         age=int(number.group(1)) if number else None,
         gender=_gender(pick(row, fields.gender)),

@@ -6,6 +6,7 @@ The shipped pool is our own writing. The paper's topics are kept; it names ten o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from psychepass import records
@@ -29,11 +30,11 @@ TOPICS = (
 )
 
 
-def load_profiles(path: str | Path | None = None) -> dict[str, Profile]:
+def load_profiles(path: str | Path | None = None, allow_minors: bool = False) -> dict[str, Profile]:
     """profile id -> profile, in the file's order; `path` None reads the shipped pool.
 
     Raises:
-        UserError: a line that is no Profile, an id that stands twice, a minor, an unknown topic.
+        UserError: a line that is no Profile, an id that stands twice, a minor without `allow_minors`, an unknown topic.
     """
     path = Path(path) if path is not None else SHIPPED
     profiles: dict[str, Profile] = {}
@@ -41,9 +42,16 @@ def load_profiles(path: str | Path | None = None) -> dict[str, Profile]:
         where = f"{path}, line {number}, profile {profile.profile_id!r}"
         if profile.profile_id in profiles:
             raise UserError(f"{where}: profile_id stands twice; each id is permitted once")
-        if profile.age < ADULT_YEARS:
+        if profile.age < ADULT_YEARS and not allow_minors:
             raise UserError(f"{where}: age is {profile.age}; permitted: {ADULT_YEARS} or more")
         if profile.topic not in TOPICS:
             raise UserError(f"{where}: topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")
         profiles[profile.profile_id] = profile
     return profiles
+
+
+def unverified(profiles: Iterable[Profile]) -> str:
+    """What is printed wherever profiles appear that no person has verified; empty where all are verified."""
+    marks = [p.human_verified for p in profiles]
+    n = marks.count(False)
+    return f"{n} of {len(marks)} client profiles are not verified by a person" if n else ""

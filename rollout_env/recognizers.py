@@ -30,6 +30,7 @@ from rollout_env.profile_records import Language
 jieba.setLogLevel(60)
 SUFFIXES = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())  # the list it ships: Presidio would fetch one
 JIEBA_KINDS = {"ns": "LOCATION", "nt": "ORGANIZATION"}
+ENTITIES = ["PERSON", "LOCATION", "ORGANIZATION"]
 LOCALES = ("en_US", "en_GB", "en_IN")
 
 
@@ -65,7 +66,7 @@ class _EnglishNames(EntityRecognizer):
         spans = [m.span(1) for form in (d.TITLED, d.INTRODUCED) for m in form.finditer(text)]
         for m in d.GIVEN.finditer(text):
             starts = d.SENTENCE_START.search(text[: m.start()])
-            if m.group(1) in given and not (starts and m.group(1) in d.WORDS_TOO):
+            if m.group(1) in given and not (starts and d.WORDS_TOO.fullmatch(m.group(1))):
                 spans.append((m.start(), m.end(2) if m.group(2).strip() not in given else m.end(1)))
         return [RecognizerResult("PERSON", start, end, 0.8) for start, end in spans]
 
@@ -132,6 +133,5 @@ def recognizers(language: Language, spacy_entities: bool) -> list[EntityRecogniz
         found += [_ChineseNames()]
         found += [_pattern("ADDRESS", d.CN_STREET, 0.9, "zh"), _pattern("DATE_TIME", d.CN_DATE, 0.7, "zh")]
     if spacy_entities:
-        entities = ["PERSON", "LOCATION", "ORGANIZATION"]
-        found.append(SpacyRecognizer(supported_language=language, supported_entities=entities))
+        found.append(SpacyRecognizer(supported_language=language, supported_entities=ENTITIES))
     return found

@@ -9,7 +9,8 @@ from typing import Any
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, Failure, Session
+from psychepass.schema import Dimension, Failure, Profile, Session
+from psychepass.splits import unverified
 
 # file -> the stage to run where it is missing
 NEEDED = {
@@ -53,6 +54,12 @@ def inputs(run_dir: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
     return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+
+
+def unverified_clients(run_dir: Path) -> str:
+    """The mark of clients that no person has verified, those of the comparison included; empty where all are."""
+    files = (run_dir / "profiles.jsonl", run_dir / "heldout" / "profiles.jsonl")
+    return unverified(p for file in files for p in records.peek(file, Profile))
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:

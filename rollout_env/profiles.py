@@ -6,7 +6,6 @@ The shipped pool is our own writing. The paper's topics are kept; it names ten o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from psychepass import records
@@ -48,10 +47,3 @@ def load_profiles(path: str | Path | None = None, allow_minors: bool = False) ->
             raise UserError(f"{where}: topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")
         profiles[profile.profile_id] = profile
     return profiles
-
-
-def unverified(profiles: Iterable[Profile]) -> str:
-    """What is printed wherever profiles appear that no person has verified; empty where all are verified."""
-    marks = [p.human_verified for p in profiles]
-    n = marks.count(False)
-    return f"{n} of {len(marks)} client profiles are not verified by a person" if n else ""

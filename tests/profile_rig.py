@@ -24,7 +24,20 @@ CHINESE = (
     "搬到上海以后我没有朋友，周末一个人在家，不知道怎么开始和别人聊天。",
 )
 PLACES = ("a bakery", "a tram depot", "a small library", "a plant nursery", "a print shop", "an evening school")
-THINGS = ("clay", "rowing", "old maps", "chess", "bees", "choirs", "radios", "quilts", "kites", "ferns", "soups", "drums")
+THINGS = (
+    "clay",
+    "rowing",
+    "old maps",
+    "chess",
+    "bees",
+    "choirs",
+    "radios",
+    "quilts",
+    "kites",
+    "ferns",
+    "soup",
+    "drums",
+)
 
 
 def draft(body: dict[str, Any], **change: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,7 @@ def make_seeds(
             refused.append(Failure(stage=STAGE, subject=_place(row), reason=reason))
         else:
             seeds.append(_seed(row, language or row.language, namer, deidentifier))
-    ids = [s.profile_id for s in seeds]
-    if twice := sorted({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else ()):
+    if twice := sorted(i for i, n in Counter(s.profile_id for s in seeds).items() if n > 1):
         raise UserError(f"profile_id {', '.join(twice)} stands twice among the sources; each id is permitted once")
     return seeds, refused
 

@@ -144,7 +144,7 @@ def test_bad_answers_are_shown_their_error_once_and_then_become_failures(tmp_pat
 
 
 def test_killed_at_any_step_it_goes_on_to_the_same_records(tmp_path: Path):
-    server = FaultServer((Fault("500", 0.05), Fault("empty", 0.03, ALWAYS)), delay_s=0.03, say=say)
+    server = FaultServer((Fault("500", 0.05), Fault("empty", 0.03, ALWAYS)), delay_s=0.1, say=say)
     with served(server) as url:
         plain, killed = (write_config(tmp_path / n, url, many_seeds(40)) for n in ("plain", "killed"))
         for config in (plain, killed):  # one file, so that the origins are equal
@@ -156,7 +156,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_records(tmp_path: Path):
         server.log, server.bodies = [], []
         server.seen.clear()
         in_flight = 0
-        for calls in (1, 25, 60):
+        for calls in (1, 20, 55):
             process = subprocess.Popen([sys.executable, "-m", "psychepass.cli", "profiles", str(killed)], cwd=ROOT)
             while process.poll() is None and len(server.log) < calls:
                 time.sleep(0.005)

@@ -19,7 +19,7 @@ from rollout_env.profiles import load_profiles
 
 # rows, minors (by age or age group), rows with an age in years, rows with a gender, rows with a name
 SETS = {
-    "patienthub": ("patienthub", 116, 4, 21, 66, 62, "en"),
+    "patienthub": ("patienthub", 116, 4, 21, 66, 61, "en"),
     "vera_mh": ("vera_mh/personas.tsv", 10, 0, 10, 10, 10, "en"),
     "psychagent": ("psychagent_profiles/cbt_profiles.jsonl", 196, 24, 195, 195, 196, "zh"),
     "cactus": ("cactus_clients/evaluation.json", 450, 54, 450, 450, 450, "en"),

@@ -47,7 +47,7 @@ KINDS = {
 CONTACTS = ("EMAIL", "LINK", "PHONE", "ACCOUNT", "CARD", "IP", "ID")  # what no profile may hold
 PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(sorted(set(KINDS.values())))})_\d+\]")
 PHONE_REGIONS = ("US", "GB", "CN", "IN", "AU")
-CAPITAL = r"[A-Z][a-zà-öø-ÿ]+(?:['’-][A-Z]?[a-zà-öø-ÿ]+)?"
+CAPITAL = r"[A-Z][a-zà-öø-ÿ]+(?:['’-][A-Z][a-zà-öø-ÿ]+)?"
 TITLED = re.compile(rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Aunt|Uncle)\.? ({CAPITAL}(?: {CAPITAL})?)")
 INTRODUCED = re.compile(rf"\b(?:[Mm]y name is|[Nn]amed) ({CAPITAL}(?: {CAPITAL})?)")
 GIVEN = re.compile(rf"\b({CAPITAL})(?=((?: {CAPITAL})?))")
@@ -107,7 +107,8 @@ class DeIdentifier:
     def _find(self, text: str, language: Language, names: Sequence[str]) -> list[tuple[int, int, str]]:
         """Spans in order, none overlapping; the surer one wins, then the longer one."""
         known = _known_names(names, language)
-        found = self._engine.analyze(text, language=language, entities=list(KINDS), ad_hoc_recognizers=known)
+        kinds = sorted(KINDS.keys() & set(self._engine.get_supported_entities(language)))
+        found = self._engine.analyze(text, language=language, entities=kinds, ad_hoc_recognizers=known)
         taken: list[tuple[int, int, str]] = []
         for r in sorted(found, key=lambda r: (-r.score, r.start - r.end, r.start)):
             if all(r.end <= start or end <= r.start for start, end, _ in taken):

@@ -59,8 +59,8 @@ def test_names_that_a_row_gives_are_found_wherever_they_stand(tool: DeIdentifier
         "Olu Quillfeather came late. Then quillfeather paper; Quillfeather slept.", "en", ["Olu Quillfeather"]
     )
     assert "Olu" not in text and text.count("Quillfeather") == 0 and "quillfeather paper" in text
-    text, _ = tool.clean("曼华说不出话，哥哥叫她刘曼华。", "zh", ["刘曼华"])
-    assert "曼华" not in text and "哥哥" in text
+    text, _ = tool.clean("曼华说不出话，别人叫她刘曼华。", "zh", ["刘曼华"])
+    assert "曼华" not in text and "别人叫她" in text
 
 
 def test_ordinary_words_are_left_alone(tool: DeIdentifier):

@@ -145,6 +145,8 @@ class Work:
             done.append(*(Candidate(seed_id=s.id, origin=s.origin, profile=s.profile) for s in whole if s.profile))
             failed = {f.subject for f in failures.done.values()}
             jobs = [self._expansion_job(s) for s in seeds if not s.profile and s.id not in there | failed]
+            if jobs:
+                _ = self.deidentifier  # loaded now: its seconds would hold up the calls under way
             self._ask(jobs, "expansion", done, failures)
             found = {c.seed_id: c for c in done.done.values()}
         return [found[s.id] for s in seeds if s.id in found]

@@ -98,6 +98,7 @@ def scoring_prompt(profile: Profile) -> str:
     shown = profile.model_dump(
         mode="json", exclude={"id", "schema_version", "profile_id", "human_verified", "language"}
     )
+    shown["facts"] = dict(sorted(shown["facts"].items()))  # as they are read back, so that a resume asks the same
     text = json.dumps(shown, ensure_ascii=False, indent=1)
     return Template(read_prompt(f"profile_score_{profile.language}.txt")).substitute(profile=text)
 

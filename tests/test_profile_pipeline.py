@@ -22,7 +22,7 @@ from psychepass.ledger import read_calls
 from psychepass.schema import Failure, Profile
 from psychepass.splits import Splits, shared_runs, unverified
 from rollout_env.deidentify import DeIdentifier
-from rollout_env.profile_draft import MINOR, MINOR_ROMANTIC, Declined, faults, read_profile, read_scores
+from rollout_env.profile_draft import MINOR, MINOR_ROMANTIC, Declined, faults, read_profile, read_scores, scoring_prompt
 from rollout_env.profile_records import Candidate, Duplicate, Origin, Scored, Seed
 from rollout_env.profile_sources import profile_text
 from rollout_env.profile_work import ProfilesConfig
@@ -319,6 +319,13 @@ def test_a_minor_is_permitted_on_request_and_never_with_romance(tool: DeIdentifi
         read_profile('{"declined": "minor"}', seed(), "en", False, tool)
     with pytest.raises(ValueError, match="age is 40; it must be the given 41"):
         read_profile(json.dumps(draft(BODY)), seed(age=41), "en", False, tool)
+
+
+def test_a_profile_read_back_is_scored_with_the_same_words(tool: DeIdentifier, tmp_path: Path):
+    made = read_profile(json.dumps(draft(BODY)), seed(), "en", False, tool)
+    records.write(tmp_path / "p.jsonl", [made])
+    (back,) = records.read(tmp_path / "p.jsonl", Profile)
+    assert list(made.facts) != list(back.facts) and scoring_prompt(made) == scoring_prompt(back)
 
 
 def test_minors_are_read_on_request_alone(tmp_path: Path):

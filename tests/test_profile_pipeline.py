@@ -19,6 +19,7 @@ from psychepass.cli import main as cli
 from psychepass.config import load
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
+from psychepass.report_data import unverified_clients
 from psychepass.schema import Failure, Profile
 from psychepass.splits import Splits, shared_runs, unverified
 from rollout_env.deidentify import DeIdentifier
@@ -28,6 +29,8 @@ from rollout_env.profile_sources import profile_text
 from rollout_env.profile_work import ProfilesConfig
 from rollout_env.profiles import load_profiles
 from tests.conftest import ROOT
+from tests.endpoint_rig import contestants
+from tests.endpoint_rig import write_config as write_simulate
 from tests.fault_server import ALWAYS, Fault, FaultServer, served
 from tests.profile_rig import CHINESE, ENGLISH, draft, is_scoring, many_seeds, say, scores, write_config
 
@@ -270,6 +273,21 @@ def test_whole_profiles_need_no_expansion_and_simulate_takes_what_comes_out(tmp_
     clients = load_profiles(run / "profiles.jsonl")
     shipped = load_profiles()
     assert len(clients) == 12 and all(clients[p] == shipped[p] for p in clients)
+
+
+def test_unverified_clients_are_marked_by_simulate_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mark = "2 of 2 client profiles are not verified by a person"
+    with served(FaultServer()) as url:
+        assert cli(["simulate", str(write_simulate(tmp_path, contestants(url, 1), clients=2))]) == 0
+    run = tmp_path / "run"
+    assert f"simulate: {mark}" in capsys.readouterr().err
+    assert records.read_json(run / "manifests" / "simulate.json")["notes"]["unverified_profiles"] == mark
+    assert unverified_clients(run) == mark
+    verified = [p.model_copy(update={"human_verified": True}) for p in records.read(run / "profiles.jsonl", Profile)]
+    records.write(run / "profiles.jsonl", verified)
+    assert unverified_clients(run) == ""
+    records.write(run / "heldout" / "profiles.jsonl", [list(load_profiles().values())[-1]])
+    assert unverified_clients(run) == "1 of 3 client profiles are not verified by a person"
 
 
 # --- what a draft may not be ------------------------------------------------------------------------

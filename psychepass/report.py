@@ -112,6 +112,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "s": summary,
         "headline": report_data.headline(summary, judges.get("panel")),
         "words": report_data.WORDS,
+        "unverified": report_data.unverified_clients(run_dir),
         "statement_run": STATEMENT_RUN,
         "labels": report_data.LABELS,
         "drift_labels": DRIFT_LABELS,

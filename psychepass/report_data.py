@@ -9,7 +9,8 @@ from typing import Any
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, Failure, Session
+from psychepass.schema import Dimension, Failure, Profile, Session
+from psychepass.splits import unverified
 
 # file -> the stage to run where it is missing
 NEEDED = {
@@ -61,6 +62,12 @@ def audit(run_dir: Path) -> dict[str, Any] | None:
     """What stage audit found of human raters; None where it was not run."""
     path = run_dir / AUDIT
     return records.read_json(path) if path.is_file() else None
+
+
+def unverified_clients(run_dir: Path) -> str:
+    """The mark of clients that no person has verified, those of the comparison included; empty where all are."""
+    files = (run_dir / "profiles.jsonl", run_dir / "heldout" / "profiles.jsonl")
+    return unverified(p for file in files for p in records.peek(file, Profile))
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import get_args
 
 from psychepass.config import Config
 from psychepass.errors import UserError
-from psychepass.schema import Script, Session
+from psychepass.schema import Profile, Script, Session
 
 Split = str
 SPLITS: tuple[str, ...] = get_args(Session.model_fields["split"].annotation)
@@ -71,3 +71,10 @@ def check_heldout(scripts: Iterable[Script], split_of: Mapping[str, Split]) -> N
     shared = shared_runs(held, rest)
     if shared:
         raise UserError(f"held-out clients share {len(shared)} runs of 8 words with the rest, e.g. {min(shared)!r}")
+
+
+def unverified(profiles: Iterable[Profile]) -> str:
+    """What is printed wherever client profiles appear that no person has verified; empty where all are verified."""
+    marks = [p.human_verified for p in profiles]
+    n = marks.count(False)
+    return f"{n} of {len(marks)} client profiles are not verified by a person" if n else ""

@@ -29,11 +29,11 @@ TOPICS = (
 )
 
 
-def load_profiles(path: str | Path | None = None) -> dict[str, Profile]:
+def load_profiles(path: str | Path | None = None, allow_minors: bool = False) -> dict[str, Profile]:
     """profile id -> profile, in the file's order; `path` None reads the shipped pool.
 
     Raises:
-        UserError: a line that is no Profile, an id that stands twice, a minor, an unknown topic.
+        UserError: a line that is no Profile, an id that stands twice, a minor without `allow_minors`, an unknown topic.
     """
     path = Path(path) if path is not None else SHIPPED
     profiles: dict[str, Profile] = {}
@@ -41,7 +41,7 @@ def load_profiles(path: str | Path | None = None) -> dict[str, Profile]:
         where = f"{path}, line {number}, profile {profile.profile_id!r}"
         if profile.profile_id in profiles:
             raise UserError(f"{where}: profile_id stands twice; each id is permitted once")
-        if profile.age < ADULT_YEARS:
+        if profile.age < ADULT_YEARS and not allow_minors:
             raise UserError(f"{where}: age is {profile.age}; permitted: {ADULT_YEARS} or more")
         if profile.topic not in TOPICS:
             raise UserError(f"{where}: topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")

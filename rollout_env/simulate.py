@@ -17,9 +17,9 @@ from psychepass.config import StageConfig, load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
-from psychepass.run import stage_run
+from psychepass.run import say, stage_run
 from psychepass.schema import Profile, Sampling, Script, Session
-from psychepass.splits import Splits, check_heldout
+from psychepass.splits import Splits, check_heldout, unverified
 from rollout_env.open_session import FAILURES, TURNS, peek_unfinished
 from rollout_env.plan import plan_sessions
 from rollout_env.planned import planned_calls
@@ -78,7 +78,10 @@ def main(config_path: str, overrides: list[str]) -> None:
                 run.abandon()
             raise
         usage = [s.usage for s in sessions]
+        mark = unverified(records.read(run.dir / CLIENT_FILES[0], Profile))
+        say(f"simulate: {mark or 'every client profile is verified by a person'}")
         run.note(
+            unverified_profiles=mark,
             sessions=len(sessions),
             turns=sum(len(s.turns) for s in sessions),
             completion_tokens=sum(u.completion_tokens for u in usage),

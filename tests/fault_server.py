@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +85,11 @@ class FaultServer:
         context_words: int | None = None,
         key: str | None = None,
         model: str = MODEL,
+        say: Callable[[dict[str, Any]], str] | None = None,
     ):
         self.faults, self.delay_s, self.hang_s = faults, delay_s, hang_s
         self.context_words, self.key, self.model = context_words, key, model
+        self.say = say or reply  # the text of a reply, fixed by the request's body
         self.log: list[Served] = []
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
@@ -162,7 +164,7 @@ class FaultServer:
         if kind == "too long":
             message = f"This model's maximum context length is {self.context_words} tokens."
             return 400, {"error": {"message": message, "code": "context_length_exceeded"}}, []
-        done = completion(body, self.model, reply(body))
+        done = completion(body, self.model, self.say(body))
         message = done["choices"][0]["message"]
         if kind == "empty":
             message["content"] = "  "

@@ -181,6 +181,7 @@ def heldout_scripts(splits_path: Path, form: Literal["full", "short"], run_dir: 
     faults = [fault for s in scripts for fault in lint(s, bank_of(s.profile_id))]
     if faults:
         raise UserError(f"{len(faults)} faults in held-out scripts; the first: {faults[0]}")
+    records.write(run_dir / "heldout" / "profiles.jsonl", [profiles[p] for p in sorted(held)])
     return scripts
 
 

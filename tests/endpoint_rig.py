@@ -16,7 +16,7 @@ import yaml
 
 from psychepass import records
 from psychepass.config import load
-from psychepass.schema import Failure, Record, Session, TurnRecord
+from psychepass.schema import ClientLine, Failure, Record, Session, TurnRecord
 from psychepass.splits import Splits
 from tests.fault_server import MODEL, FaultServer, Served, digest
 
@@ -79,7 +79,8 @@ def command(config: Path) -> list[str]:
 
 def said(run: Path) -> dict[str, set[str]]:
     """The ids of each file's records; an id leaves usage and time out."""
-    return {name: {r.id for r in records.read(run / name, model)} for name, model in FILES.items()}
+    found = {name: {r.id for r in records.read(run / name, model)} for name, model in FILES.items()}
+    return found | {"client_lines.jsonl": {r.id for r in records.peek(run / "client_lines.jsonl", ClientLine)}}
 
 
 class Kills(NamedTuple):
@@ -136,8 +137,8 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
     left, right = said(plain.parent / "run"), said(killed.parent / "run")
     return Kills(
         *(calls, done, repeated, in_flight, with_grace),
-        missing=sum(len(left[n] - right[n]) for n in FILES),
-        extra=sum(len(right[n] - left[n]) for n in FILES),
+        missing=sum(len(left[n] - right[n]) for n in left),
+        extra=sum(len(right[n] - left[n]) for n in left),
     )
 
 

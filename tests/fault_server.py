@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import uvicorn
 
 MODEL = "made-up-1"
 ALWAYS = 10**9
+CLIENT_TEMPERATURE = 0.25  # of the clients that models play: their prompt is new in every turn, each call stands alone
 WORDS = ("it", "sounds", "as", "if", "you", "feel", "worn", "out", "and", "alone", "what", "would", "help", "today")
 
 
@@ -67,7 +68,7 @@ class Served(NamedTuple):
 
 class FaultServer:
     """The ASGI application. `delay_s` before each answer; a hang lasts `hang_s`; a prompt of more than
-    `context_words` words is refused as too long; `key`, if given, must be the bearer's."""
+    `context_words` words is refused as too long; `key`, if given, must be the bearer's; `speak` makes the reply."""
 
     def __init__(
         self,
@@ -77,9 +78,11 @@ class FaultServer:
         context_words: int | None = None,
         key: str | None = None,
         model: str = MODEL,
+        speak: Callable[[dict[str, Any]], str] | None = None,
     ):
         self.faults, self.delay_s, self.hang_s = faults, delay_s, hang_s
         self.context_words, self.key, self.model = context_words, key, model
+        self.speak = speak or reply
         self.log: list[Served] = []
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
@@ -115,6 +118,8 @@ class FaultServer:
         self.seen[key] += 1
         self.bodies.append(body)
         conversation = digest([messages[:2], body.get("temperature")])
+        if body.get("temperature") == CLIENT_TEMPERATURE:
+            conversation = f"client {number}"
         self.log.append(Served(key, conversation, kind, begun_s, None))
         self.open += 1
         self.most_open = max(self.most_open, self.open)
@@ -154,7 +159,7 @@ class FaultServer:
         if kind == "too long":
             message = f"This model's maximum context length is {self.context_words} tokens."
             return 400, {"error": {"message": message, "code": "context_length_exceeded"}}, []
-        done = completion(body, self.model, reply(body))
+        done = completion(body, self.model, self.speak(body))
         message = done["choices"][0]["message"]
         if kind == "empty":
             message["content"] = "  "

@@ -6,7 +6,7 @@ Kinds of violation:
     too long         over `most_words`, or cut off by the token bound
     stage direction  brackets, asterisks or other markup
     role label       a name or a role in front
-    helper's words   the counsellor's part, or a model's
+    helper's words   the counsellor's part, or a model's, which the script's line does not say itself
     crisis detail    a place, time or plan beside a risk
     method detail    a means of harm: the line is withheld
     unreadable       nothing came that can be read
@@ -24,7 +24,7 @@ from psychepass.splits import words
 from rollout_env.banks import DATA
 from rollout_env.script_lint import CRISIS_DETAIL, EMPTY_WORDS, METHOD, spoken_words, stem
 
-# Lines of another turn of the same client say at most this share in 99.9 % of cases: docs/benchmarks-endpoints.md
+# Of the script's lines, 24 of 37,440 reach this share with the line of another turn of their client.
 TRIGGER_SHARE = 0.5
 LEAST_BOUND_WORDS = 60
 METHOD_DETAIL, UNREADABLE = "method detail", "unreadable"
@@ -75,8 +75,12 @@ def violations(line: str, turn: ScriptTurn, name: str, minimal: bool, cut_off: b
         "too long": cut_off or spoken_words(line) > most_words(turn),
         "stage direction": bool(STAGE.search(line)),
         "role label": bool(LABEL.match(line)) or named,
-        "helper's words": bool(HELPER.search(line.replace("’", "'"))),
+        "helper's words": bool(_helpers_words(line) - _helpers_words(turn.client.trigger)),
         "crisis detail": at_risk and bool(CRISIS_DETAIL.search(line)),
         METHOD_DETAIL: bool(METHOD.search(line)),
     }
     return tuple(kind for kind in KINDS if found.get(kind))
+
+
+def _helpers_words(line: str) -> set[str]:
+    return {found.group().lower() for found in HELPER.finditer(line.replace("’", "'"))}

@@ -264,6 +264,21 @@ class Script(Record):
         return tuple(t.turn for t in self.turns if t.evaluator.dimension is dimension)
 
 
+class ScriptDraft(Record):
+    """What a model sent as the script of a profile. `attempt` counts from 0; without `faults` it became the script.
+
+    `text` is empty where nothing came, and where it is withheld because it names a means of harm.
+    """
+
+    KEY_FIELDS = ("profile_id", "attempt")
+
+    profile_id: str
+    attempt: int = Field(ge=0)
+    text: str
+    faults: tuple[str, ...] = ()
+    usage: Usage = Usage()
+
+
 # --- sessions ----------------------------------------------------------------------------------
 
 

@@ -4,9 +4,10 @@
     python -m tests.benchmarks.client_adherence --quick --json adherence.json
     python -m tests.benchmarks.client_adherence --url http://127.0.0.1:8000/v1 --model NAME --key-env KEY
 
-Short sessions of different shipped train clients with a rule-based therapist, so that the client alone is a model. Shares
-are of turns, once for the first draft and once for the line that stands after the retry; the interval is over sessions,
-one a client (psychepass.stats.share_interval).
+Short sessions of different shipped train clients with a rule-based therapist, so that the client alone is a model.
+Shares are of turns, once for the first draft and once for the line that stands after the retry; the interval is over
+sessions, one a client (psychepass.stats.share_interval). With --folder the sessions of several calls count together:
+`--folder kept --sessions 3`, then `--folder kept --sessions 3 --skip 3`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from psychepass import records
 from psychepass.cli import main as cli
@@ -35,6 +38,8 @@ THERAPIST = {"name": "reflector", "kind": "rules", "family": "reflector", "rules
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=6, choices=range(2, 11), metavar="2..10")
+    parser.add_argument("--skip", type=int, default=0, help="clients, from the first")
+    parser.add_argument("--folder", type=Path, help="is kept; the figures cover every call that used it")
     parser.add_argument("--max-tokens", type=int, default=48, help="of a line")
     parser.add_argument("--url", help="an endpoint of one's own; without it the bundled SmolLM2 is served here")
     parser.add_argument("--model", default="")
@@ -51,11 +56,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
         if args.url:
-            lines = hold(Path(name), args, args.url, args.model)
+            hold(folder / str(args.skip), args, args.url, args.model)
         else:
             with smollm2_served(Path(name) / "log") as (url, model):
-                lines = hold(Path(name), args, url, model)
+                hold(folder / str(args.skip), args, url, model)
+        found = sorted(folder.glob("*/run/client_lines.jsonl"))
+        lines = [line for path in found for line in records.read(path, ClientLine)]
     rows = figures(lines)
     for row in rows:
         print(f"{row['name']:<55} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  {row['n']} sessions")
@@ -64,14 +72,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def hold(folder: Path, args: argparse.Namespace, url: str, model: str) -> list[ClientLine]:
-    """The drafts of all sessions."""
+def hold(folder: Path, args: argparse.Namespace, url: str, model: str) -> None:
+    """The stage, with the clients after those skipped."""
     played = client(url, model=model, unlisted=True, max_concurrent=2, timeout_s=300.0, key_env=args.key_env)
     played |= {"mode": args.mode, "sampling": {"temperature": 0.7, "max_tokens": args.max_tokens}}
-    config = write_config(folder, [THERAPIST], args.sessions, client=played)
+    config = write_config(folder, [THERAPIST], args.skip + args.sessions, client=played)
+    splits = yaml.safe_load((folder / "splits.yaml").read_text())
+    splits["train"] = splits["train"][args.skip :]
+    (folder / "splits.yaml").write_text(yaml.safe_dump(splits))
     if cli(["simulate", str(config)]):
         raise SystemExit("the stage did not end")
-    return records.read(folder / "run" / "client_lines.jsonl", ClientLine)
 
 
 def figures(lines: Sequence[ClientLine]) -> list[dict[str, Any]]:

@@ -192,7 +192,7 @@ def _text_faults(turn: ScriptTurn, form: str) -> list[str]:
     for pattern, what in rules:
         if found := pattern.search(line):
             faults.append(f"{what}: {found.group()!r}")
-    if turn.script_turn is None and ("?" in line or length > EMPTY_WORDS):
+    if turn.script_turn is None and (set("?？") & set(line) or length > EMPTY_WORDS):
         faults.append(f"an empty turn has no question and at most {EMPTY_WORDS} words")
     return faults
 

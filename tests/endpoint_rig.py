@@ -26,6 +26,7 @@ FILES: dict[str, type[Record]] = {
     "sessions.jsonl": Session,
     "turns.jsonl": TurnRecord,
     "session_failures.jsonl": Failure,
+    "client_lines.jsonl": ClientLine,
 }
 
 
@@ -78,9 +79,9 @@ def command(config: Path) -> list[str]:
 
 
 def said(run: Path) -> dict[str, set[str]]:
-    """The ids of each file's records; an id leaves usage and time out."""
-    found = {name: {r.id for r in records.read(run / name, model)} for name, model in FILES.items()}
-    return found | {"client_lines.jsonl": {r.id for r in records.peek(run / "client_lines.jsonl", ClientLine)}}
+    """The ids of each file's records, none where there is no file; an id leaves usage and time out."""
+    found = {name: (run / name, model) for name, model in FILES.items()}
+    return {n: {r.id for r in records.read(p, model)} if p.exists() else set() for n, (p, model) in found.items()}
 
 
 class Kills(NamedTuple):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+from psychepass.cli import main as cli
+from tests.endpoint_rig import write_config
 from tests.fault_server import CLIENT_TEMPERATURE, MODEL, digest, reply
 
 TASK = re.compile(r'(?:contradicts it|for example): "(.*)"$', re.MULTILINE)
@@ -26,6 +29,12 @@ def client(url: str, **change: Any) -> dict[str, Any]:
     """The key `client` of a config; `change` is the endpoint's."""
     endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 2.0} | change
     return {"endpoint": endpoint, "sampling": {"temperature": CLIENT_TEMPERATURE, "max_tokens": 96}}
+
+
+def hold(folder: Path, url: str, therapists: list[dict[str, Any]], clients: int = 2, **change: Any) -> tuple[int, Path]:
+    """The stage, with a client that a model plays unless `change` says otherwise: exit code and run."""
+    config = write_config(folder, therapists, clients, **({"client": client(url)} | change))
+    return cli(["simulate", str(config)]), folder / "run"
 
 
 def is_client(body: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """SIGKILL at random moments of stage `simulate` over an endpoint: what is lost, what is asked again.
 
     python -m tests.benchmarks.endpoint_kills                       # 20 kills
+    python -m tests.benchmarks.endpoint_kills --client              # the same where a model plays the clients too
     python -m tests.benchmarks.endpoint_kills --quick --json kills.json
 
 A server in this process answers by a hash of the messages, with some 429s, 500s and replies that stay unreadable. One
@@ -22,12 +23,14 @@ from typing import Any
 from psychepass import records
 from tests.endpoint_rig import contestants, kill_often, write_config
 from tests.fault_server import ALWAYS, Fault, FaultServer, served
+from tests.played_client import client, speak
 
 FAULTS = (Fault("429", 0.02), Fault("500", 0.02), Fault("empty", 0.003, ALWAYS), Fault("wrong role", 0.003, ALWAYS))
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--client", action="store_true", help="a model plays the clients")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=24, choices=range(1, 25), metavar="1..24")
     parser.add_argument("--contestants", type=int, default=6)
@@ -44,10 +47,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    server = FaultServer(FAULTS, args.delay_s)
+    server = FaultServer(FAULTS, args.delay_s, speak=speak)
     with tempfile.TemporaryDirectory() as name, served(server) as url:
         therapists = contestants(url, args.contestants, max_concurrent=args.concurrent)
-        plain, killed = (write_config(Path(name) / n, therapists, args.clients) for n in ("plain", "killed"))
+        change = {"client": client(url, max_concurrent=args.concurrent)} if args.client else {}
+        plain, killed = (write_config(Path(name) / n, therapists, args.clients, **change) for n in ("plain", "killed"))
         found = kill_often(server, plain, killed, args.kills, random.Random(args.seed))
     rows: list[dict[str, Any]] = [
         {"name": f"endpoint kills: {k.replace('_', ' ')}", "value": v, "low": v, "high": v, "n": found.kills}

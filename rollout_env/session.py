@@ -28,6 +28,7 @@ from psychepass.run import say
 from psychepass.schema import Profile, Sampling, Script, Session
 from psychepass.splits import Split
 from psychepass.weights import resolve
+from rollout_env.adherence import most_words
 from rollout_env.client import ClientEntry
 from rollout_env.client_lines import BatchVoice, adherence_line
 from rollout_env.endpoint_sessions import hold_over_endpoints
@@ -165,7 +166,7 @@ def _by_speaker(
 def _hold(
     speaker: Therapists, sessions: list[OpenSession], files: SessionFiles, bar: tqdm, voice: BatchVoice | None = None
 ) -> None:
-    sizes = [(s.plan.system, [t.client.trigger for t in s.plan.script.turns], s.plan.sampling) for s in sessions]
+    sizes = [(s.plan.system, _longest_lines(s, played=voice is not None), s.plan.sampling) for s in sessions]
     n_batches = -(-len(sessions) // speaker.batch_size(sizes))
     for i in range(n_batches):  # equal shares; neighbours in the plan have similar lengths
         batch = sessions[i::n_batches]
@@ -179,6 +180,11 @@ def _hold(
                 batch = voice.speak(batch)
             if batch:
                 batch = _turn(speaker, batch, files, bar)
+
+
+def _longest_lines(session: OpenSession, played: bool) -> list[str]:
+    """What the client says, or text of the length that a model may say."""
+    return ["word " * most_words(t) if played else t.client.trigger for t in session.plan.script.turns]
 
 
 def _turn(speaker: Therapists, sessions: list[OpenSession], files: SessionFiles, bar: tqdm) -> list[OpenSession]:

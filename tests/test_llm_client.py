@@ -33,9 +33,10 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_300_conversations_of_a_played_client_lose_and_invent_nothing_and_count_everything(tmp_path: Path) -> None:
-    server = FaultServer(FAULTS, hang_s=9.0, speak=speak)
+    faults = tuple(f._replace(share=0.002) if f.kind == "hang" else f for f in FAULTS)
+    server = FaultServer(faults, hang_s=25.0, speak=speak)
     with served(server) as url:
-        limits = {"max_concurrent": 100, "timeout_s": 4.0}
+        limits = {"max_concurrent": 100, "timeout_s": 10.0}  # a busy machine answers in less
         therapists = contestants(url, **limits)
         code, run = hold(tmp_path, url, therapists, 20, seeds=[0, 1, 2, 3, 4], client=client(url, **limits))
     assert code == 0

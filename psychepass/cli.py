@@ -11,6 +11,7 @@ from psychepass.errors import UserError
 DRY_RUN = "--dry-run"
 STAGES = {
     "profiles": ("rollout_env.profile_pipeline", "seeds become fictional clients: profiles.jsonl, splits.yaml"),
+    "scripts": ("rollout_env.generate_scripts", "a model writes the clients' scripts, beside the built ones"),
     "simulate": ("rollout_env.simulate", "clients meet therapists: sessions.jsonl"),
     "tournament": ("tournament.run", "sessions meet in a Swiss tournament: battles.jsonl, ratings.json"),
     "analysis": ("tournament.analysis", "what the battles say beside the ratings: tables and figures"),

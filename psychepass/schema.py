@@ -272,6 +272,21 @@ class Script(Record):
         return tuple(t.turn for t in self.turns if t.evaluator.dimension is dimension)
 
 
+class ScriptDraft(Record):
+    """What a model sent as the script of a profile. `attempt` counts from 0; without `faults` it became the script.
+
+    `text` is empty where nothing came, and where it is withheld because it names a means of harm.
+    """
+
+    KEY_FIELDS = ("profile_id", "attempt")
+
+    profile_id: str
+    attempt: int = Field(ge=0)
+    text: str
+    faults: tuple[str, ...] = ()
+    usage: Usage = Usage()
+
+
 # --- sessions ----------------------------------------------------------------------------------
 
 
@@ -314,7 +329,8 @@ class Turn(Frozen):
 class Session(Record):
     """A whole conversation between one client and one therapist.
 
-    `target_words` is the reply length that the environment asks every therapist for.
+    `target_words` is the reply length that the environment asks every therapist for. `violations` counts, by kind,
+    the lines of an LLM client that left their script (rollout_env/adherence.py); a scripted client has none.
     """
 
     KEY_FIELDS = ("profile_id", "script_id", "therapist", "client", "target_words", "seed")
@@ -327,6 +343,7 @@ class Session(Record):
     target_words: int = Field(ge=1)
     seed: int
     turns: tuple[Turn, ...] = Field(min_length=1)
+    violations: dict[str, int] = Field(default_factory=dict, exclude_if=lambda counts: not counts)
     usage: Usage = Usage()
 
     def reply_turns(self, dimension: Dimension) -> tuple[int, ...]:
@@ -343,6 +360,24 @@ class TurnRecord(Record):
 
     session_key: str
     turn: Turn
+    usage: Usage = Usage()
+
+
+class ClientLine(Record):
+    """One draft of an LLM client's line, written before anything else of its session is asked.
+
+    `attempt` is 0, and 1 for the one retry. `violations` are kinds of rollout_env/adherence.py; `text` is empty where
+    nothing readable came, and where what came is withheld.
+    """
+
+    KEY_FIELDS = ("session_key", "turn", "attempt")
+
+    session_key: str
+    turn: int = Field(ge=1)
+    attempt: Literal[0, 1]
+    text: str
+    violations: tuple[str, ...] = ()
+    detail: str = ""
     usage: Usage = Usage()
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from psychepass.errors import UserError
-from psychepass.schema import Identity, Sampling, Script, Session, content_hash
+from psychepass.schema import Identity, Profile, Sampling, Script, Session, content_hash
 from psychepass.splits import Split
 from psychepass.weights import resolve, weights_hash
-from rollout_env.client import ScriptedClient
+from rollout_env.client import ClientEntry, LLMClient, ScriptedClient
 from rollout_env.therapist import TherapistEntry, identify, system_prompt
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A session to be held."""
+    """A session to be held. `played_by` with `profile`: a model plays the client; else the script speaks."""
 
     script: Script
     split: Split
@@ -25,10 +25,14 @@ class Plan:
     sampling: Sampling
     target_words: int
     seed: int
+    played_by: ClientEntry | None = None
+    profile: Profile | None = None
 
     @cached_property
-    def client(self) -> ScriptedClient:
-        return ScriptedClient(self.script)
+    def client(self) -> ScriptedClient | LLMClient:
+        if self.played_by is None or self.profile is None:
+            return ScriptedClient(self.script)
+        return LLMClient(self.played_by, self.profile, self.script)
 
     @cached_property
     def key(self) -> str:
@@ -53,6 +57,8 @@ def plan_sessions(
     sampling: Sampling,
     meets: Mapping[Split, Sequence[str]] | None,
     heldout: bool,
+    client: ClientEntry | None = None,
+    profiles: Mapping[str, Profile] | None = None,
 ) -> list[Plan]:
     """Arguments and errors as in `rollout_env.session.simulate`."""
     entries = {e.name: e for e in therapists}
@@ -61,6 +67,10 @@ def plan_sessions(
     unknown = sorted({n for names in (meets or {}).values() for n in names} - set(entries))
     if unknown:
         raise UserError(f"meets names {', '.join(unknown)}; permitted: {', '.join(entries)}")
+    if client and client.endpoint:
+        unknown = sorted({s.profile_id for s in scripts} - set(profiles or {}))
+        if unknown:
+            raise UserError(f"an LLM client plays profiles, and there is none of {', '.join(unknown)}")
     hashes = {w: weights_hash(resolve(w)) for w in {e.weights for e in therapists} if w}
     identities = {e.name: identify(e, hashes.get(e.weights or "", ""), target_words, sampling) for e in therapists}
     systems = {e.name: system_prompt(e.prompt, target_words) if e.prompt else "" for e in therapists}
@@ -81,6 +91,8 @@ def plan_sessions(
                     sampling=entry.sampling or sampling,
                     target_words=target_words,
                     seed=seed,
+                    played_by=client if client and client.endpoint else None,
+                    profile=(profiles or {}).get(script.profile_id),
                 )
                 for seed in seeds
             ]

@@ -29,6 +29,7 @@ from psychepass.errors import UserError
 from psychepass.schema import ClientLayer, Dimension, EvaluatorLayer, Phase, Profile, Script, ScriptTurn
 from psychepass.splits import words
 from rollout_env.banks import Bank, ClientLines, EmptyTurn, Line, bank_of
+from rollout_env.script_lint import HAN
 
 Form = Literal["full", "short"]
 PHASE_TURNS = {
@@ -101,9 +102,12 @@ def build_script(profile: Profile, form: Form, banks: tuple[Bank, ...] | None = 
 
 
 def find_said(wanted: Mapping[int, str], target: list[str] | tuple[str, ...]) -> int | None:
-    """The first turn (keys of `wanted`: turn -> line) that has all words of `target`."""
-    needed = {w for text in target for w in words(text)}
-    return next((turn for turn, line in wanted.items() if needed <= set(words(line))), None)
+    """The first turn (keys of `wanted`: turn -> line) that has all words of `target`; Chinese words whole."""
+    needed = {w for text in target if not HAN.search(text) for w in words(text)}
+    whole = [text for text in target if HAN.search(text)]
+    return next(
+        (turn for turn, line in wanted.items() if needed <= set(words(line)) and all(t in line for t in whole)), None
+    )
 
 
 def _check_lengths(lines: ClientLines, where: str) -> None:
@@ -162,6 +166,6 @@ def _assesses(dimension: Dimension, line: Line, bank: Bank, where: str) -> str:
 def _empty(empty: EmptyTurn, said: list[str]) -> EvaluatorLayer:
     """Progression; only words that the phase has really said in this form count as its content."""
     spoken = {w for line in said for w in words(line)}
-    concluded = tuple(w for w in empty.concluded if w in spoken)
+    concluded = tuple(w for w in empty.concluded if w in spoken or (HAN.search(w) and any(w in x for x in said)))
     dimension = Dimension.PROGRESSION
     return EvaluatorLayer(dimension=dimension, assesses=PROBE_ASSESSES[dimension], targets={"concluded": concluded})

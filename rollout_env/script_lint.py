@@ -54,31 +54,37 @@ MIN_CONCLUDED = 2
 SHORT_TURNS = range(11, 14)
 FULL_TURNS = 44
 
+HAN = re.compile(r"[\u4e00-\u9fff]")
 METHOD = re.compile(
     r"\b(overdos\w*|noose\w*|razor\w*|pills?|tablets?|wrists?|stockpil\w*|suicide note"
-    r"|(kill|hang|cut|hurt|drown|shoot|poison)(ing)? (my|him|her|them|our)sel(f|ves)|jump(ing)? off)\b",
+    r"|(kill|hang|cut|hurt|drown|shoot|poison)(ing)? (my|him|her|them|our)sel(f|ves)|jump(ing)? off)\b"
+    r"|安眠药|药片|服毒|割腕|刀片|上吊|跳楼|跳河|烧炭|遗书|过量|自残",
     re.I,
 )
 CRISIS_DETAIL = re.compile(
     r"\b(tonight|tomorrow|today|(mon|tues|wednes|thurs|fri|satur|sun)day|o'clock|plan\w*|bridges?|rivers?|sea|roofs?"
-    r"|trains?|tracks|cars?|kni(fe|ves)|ropes?|guns?|gas|ovens?|kitchen|bath\w*|garage|windows?|medic\w*|dose\w*|\d+)\b",
+    r"|trains?|tracks|cars?|kni(fe|ves)|ropes?|guns?|gas|ovens?|kitchen|bath\w*|garage|windows?|medic\w*|dose\w*|\d+)\b"
+    r"|今晚|明天|今天|昨晚|星期|周[一二三四五六日末]|点钟|计划|打算|大桥|河边|海边|楼顶|天台|火车|铁轨|刀|绳|枪|煤气|窗|药|剂量",
     re.I,
 )
 NARRATION = re.compile(
     r"\b(blood\w*|scream\w*|grabbed|(hit|punched|kicked|stabbed|shot|pinned|choked|dragged) (me|him|her|us|them)"
-    r"|bod(y|ies) (of|on|in)|i (saw|watched|heard)|then (he|she|they))\b",
+    r"|bod(y|ies) (of|on|in)|i (saw|watched|heard)|then (he|she|they))\b"
+    r"|血|尖叫|(打|踢|捅|掐|拖|按)(了|着|住)?(我|他|她|它)|我(看见|看到|听见|听到)|然后(他|她|他们)",
     re.I,
 )
 REPLY_OPENER = re.compile(
     r"^\W*(thanks|thank you|yes|yeah|yep|aye|nope?(?= ?[,.!])|exactly|absolutely|of course|(maybe )?you're right"
     r"|good (idea|point|question)|that('s| is)? (helps?|helpful|makes sense|true|a good)|i('ll| will) (try|do) that"
-    r"|i('ll| will) try it)\b",
+    r"|i('ll| will) try it)\b"
+    r"|^\W*(谢谢|多谢|是的|对[，,。啊的]|没错|好的|当然|你说得对|有道理|我会试)",
     re.I,
 )
 REPLY_REFERENCE = re.compile(
     r"\b((as|like|what) you('ve)? (just )?(said|say|suggested|mentioned|told|asked)"
     r"|you (just )?(asked|suggested|mentioned|recommended|told me)"
-    r"|your (advice|suggestion|question|answer|exercise|idea)|that helps|when you (say|said) that)\b",
+    r"|your (advice|suggestion|question|answer|exercise|idea)|that helps|when you (say|said) that)\b"
+    r"|你(刚才|刚刚|之前)?(说的|提到|提的|问的|建议)|按(照)?你说|你的(建议|问题|办法|主意)|你这么(一)?说",
     re.I,
 )
 
@@ -128,12 +134,18 @@ def lint_profile(profile: Profile) -> list[str]:
     return [f"{profile.profile_id}: has the forbidden words {found.group()!r}"] if found else []
 
 
+def spoken_words(line: str) -> int:
+    """The length of a line; three Chinese characters count as two words."""
+    han = len(HAN.findall(line))
+    return len(HAN.sub(" ", line).split()) + -(-2 * han // 3) if han else len(line.split())
+
+
 def same_word(left: str, right: str) -> bool:
     """Equal up to simple English endings (walk, walks, walked, walking)."""
-    return _stem(left) == _stem(right)
+    return stem(left) == stem(right)
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
     word = word.removesuffix("'s")
     for ending in ("ing", "ed", "es", "s", "er", "ly"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
@@ -146,7 +158,7 @@ def _stem(word: str) -> str:
 
 def _says(line: str, text: str) -> bool:
     """The words of `text` stand in the line, in order and next to each other, endings aside."""
-    needed, spoken = [_stem(w) for w in words(text)], [_stem(w) for w in words(line)]
+    needed, spoken = [stem(w) for w in words(text)], [stem(w) for w in words(line)]
     return any(spoken[i : i + len(needed)] == needed for i in range(len(spoken) - len(needed) + 1))
 
 
@@ -166,7 +178,7 @@ def _shape_faults(script: Script) -> list[str]:
 
 def _text_faults(turn: ScriptTurn, form: str) -> list[str]:
     line, probes, targets = turn.client.trigger, turn.evaluator.dimension, turn.evaluator.targets
-    length = len(line.split())
+    length = spoken_words(line)
     faults = []
     if length > MAX_WORDS[form]:
         faults.append(f"{length} words; at most {MAX_WORDS[form]} are permitted")
@@ -180,7 +192,7 @@ def _text_faults(turn: ScriptTurn, form: str) -> list[str]:
     for pattern, what in rules:
         if found := pattern.search(line):
             faults.append(f"{what}: {found.group()!r}")
-    if turn.script_turn is None and ("?" in line or length > EMPTY_WORDS):
+    if turn.script_turn is None and (set("?？") & set(line) or length > EMPTY_WORDS):
         faults.append(f"an empty turn has no question and at most {EMPTY_WORDS} words")
     return faults
 

@@ -5,6 +5,7 @@ The stages `simulate` and `heldout` both call `simulate`. In `folder` they get
     sessions.jsonl          a Session once its last turn is said
     session_failures.jsonl  a Failure for each session that ended without a reply
     ledger_simulate.jsonl   a line for each call to an endpoint, if there are any
+    client_lines.jsonl      a ClientLine for each draft of a client's line, if a model plays the clients
 A call that was killed goes on from the journal: no finished turn is asked again.
 
 A reply with nothing in it is drawn once more with another seed. If that is empty too, the session ends
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,9 +25,12 @@ from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
 from psychepass.ledger import Ledger
 from psychepass.run import say
-from psychepass.schema import Sampling, Script, Session
+from psychepass.schema import Profile, Sampling, Script, Session
 from psychepass.splits import Split
 from psychepass.weights import resolve
+from rollout_env.adherence import most_words
+from rollout_env.client import ClientEntry
+from rollout_env.client_lines import BatchVoice, adherence_line
 from rollout_env.endpoint_sessions import hold_over_endpoints
 from rollout_env.open_session import OpenSession, SessionFiles
 from rollout_env.plan import plan_sessions
@@ -48,6 +53,8 @@ def simulate(
     heldout: bool = False,
     cache_gib: float = 4.0,
     budget_usd: float | None = None,
+    client: ClientEntry | None = None,
+    profiles: Mapping[str, Profile] | None = None,
 ) -> list[Session]:
     """Hold every session of `scripts` x `therapists` x `seeds` that is not there yet; returns all of them.
 
@@ -57,23 +64,28 @@ def simulate(
         heldout: must be true for held-out clients and false for all others.
         cache_gib: bounds the key-value cache of a local model.
         budget_usd: what all calls to endpoints may cost together, those of earlier runs included.
+        client: who plays the clients, as `profiles` (profile id -> profile) describes them; None: the scripts speak.
 
     Raises:
         UserError: two therapists of one name, an unknown name in `meets`, a client of the wrong set, an endpoint
             whose key, address or model is wrong; and at the end, where sessions were left open for the next run.
     """
-    plans = plan_sessions(scripts, therapists, seeds, split_of, target_words, sampling, meets, heldout)
-    with SessionFiles(folder) as files:
+    plans = plan_sessions(
+        scripts, therapists, seeds, split_of, target_words, sampling, meets, heldout, client, profiles
+    )
+    played_by = client.endpoint if client else None
+    with SessionFiles(folder, with_lines=played_by is not None) as files:
         todo = files.unfinished(plans)
         entries = {e.name: e for e in therapists}
         turns = sum(len(s.plan.script.turns) - len(s.turns) for s in todo)
         with tqdm(total=turns, desc="turns", unit="turn", disable=not turns) as bar:
-            left_open = _over_endpoints(todo, entries, files, folder / LEDGER, budget_usd, bar)
-            for speaker, sessions in _by_speaker(todo, entries, cache_gib):
-                _hold(speaker, sessions, files, bar)
+            left_open = _over_endpoints(todo, entries, files, folder / LEDGER, budget_usd, bar, played_by)
+            left_open += _in_batches(todo, entries, files, folder / LEDGER, budget_usd, bar, played_by, cache_gib)
         failed = len({f.subject for f in files.failures.done.values()} & {p.key for p in plans})
         if failed:
             say(f"{failed} of {len(plans)} sessions ended without a reply: {folder / 'session_failures.jsonl'}")
+        if files.lines:
+            say(adherence_line(files.lines.done.values()))
         if left_open:
             reasons = "; ".join(f"{n}: {reason}" for reason, n in left_open.most_common())
             raise UserError(
@@ -102,15 +114,36 @@ def _over_endpoints(
     path: Path,
     budget_usd: float | None,
     bar: tqdm,
+    played_by: Endpoint | None,
 ) -> Counter[str]:
     groups = endpoint_groups(todo, entries)
     if not groups:
         return Counter()
     with Ledger(path, budget_usd) as ledger:
         before_usd = ledger.spent_usd
-        left_open = hold_over_endpoints(groups, files, ledger, bar)
+        left_open = hold_over_endpoints(groups, files, ledger, bar, played_by)
         say(f"endpoints: {ledger.spent_usd - before_usd:.4f} USD in this run, {ledger.spent_usd:.4f} in all ({path})")
     return left_open
+
+
+def _in_batches(
+    todo: Sequence[OpenSession],
+    entries: Mapping[str, TherapistEntry],
+    files: SessionFiles,
+    path: Path,
+    budget_usd: float | None,
+    bar: tqdm,
+    played_by: Endpoint | None,
+    cache_gib: float,
+) -> Counter[str]:
+    """The sessions of local weights and rules; returns why some were left open (an LLM client's endpoint)."""
+    with ExitStack() as stack:
+        voice = None
+        if played_by and any(entries[s.plan.therapist.name].kind != "endpoint" for s in todo):
+            voice = stack.enter_context(BatchVoice(played_by, files, stack.enter_context(Ledger(path, budget_usd))))
+        for speaker, sessions in _by_speaker(todo, entries, cache_gib):
+            _hold(speaker, sessions, files, bar, voice)
+        return voice.left_open if voice else Counter()
 
 
 def _by_speaker(
@@ -130,8 +163,10 @@ def _by_speaker(
             yield LocalTherapists(resolve(str(entry.weights)), cache_gib), group
 
 
-def _hold(speaker: Therapists, sessions: list[OpenSession], files: SessionFiles, bar: tqdm) -> None:
-    sizes = [(s.plan.system, [t.client.trigger for t in s.plan.script.turns], s.plan.sampling) for s in sessions]
+def _hold(
+    speaker: Therapists, sessions: list[OpenSession], files: SessionFiles, bar: tqdm, voice: BatchVoice | None = None
+) -> None:
+    sizes = [(s.plan.system, _longest_lines(s, played=voice is not None), s.plan.sampling) for s in sessions]
     n_batches = -(-len(sessions) // speaker.batch_size(sizes))
     for i in range(n_batches):  # equal shares; neighbours in the plan have similar lengths
         batch = sessions[i::n_batches]
@@ -141,8 +176,15 @@ def _hold(speaker: Therapists, sessions: list[OpenSession], files: SessionFiles,
             if finished:
                 files.sessions.append(*(s.session() for s in finished))
             batch = [s for s in batch if not s.complete]
+            if batch and voice:
+                batch = voice.speak(batch)
             if batch:
                 batch = _turn(speaker, batch, files, bar)
+
+
+def _longest_lines(session: OpenSession, played: bool) -> list[str]:
+    """What the client says, or text of the length that a model may say."""
+    return ["word " * most_words(t) if played else t.client.trigger for t in session.plan.script.turns]
 
 
 def _turn(speaker: Therapists, sessions: list[OpenSession], files: SessionFiles, bar: tqdm) -> list[OpenSession]:

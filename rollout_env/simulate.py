@@ -1,6 +1,6 @@
 """Stage `simulate`: train, test and dev clients meet the contestants of the config.
 
-Writes profiles.jsonl, scripts.jsonl, turns.jsonl, sessions.jsonl (and session_failures.jsonl,
+Writes profiles.jsonl, scripts.jsonl, turns.jsonl, sessions.jsonl (and session_failures.jsonl, client_lines.jsonl,
 ledger_simulate.jsonl) into the run. Held-out clients are read only to check that they share nothing with the
 rest; the stage `heldout` alone lets them speak.
 """
@@ -18,13 +18,16 @@ from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
 from psychepass.run import say, stage_run
-from psychepass.schema import Profile, Sampling, Script, Session
+from psychepass.schema import ClientLine, Profile, Sampling, Script, Session
 from psychepass.splits import Splits, check_heldout, unverified
-from rollout_env.open_session import FAILURES, TURNS, peek_unfinished
+from rollout_env.client import ClientEntry
+from rollout_env.client_lines import adherence
+from rollout_env.open_session import FAILURES, LINES, TURNS, peek_unfinished
+from rollout_env.passive import passive_script
 from rollout_env.plan import plan_sessions
 from rollout_env.planned import planned_calls
 from rollout_env.profiles import load_profiles
-from rollout_env.script import build_script
+from rollout_env.script_source import scripts_for
 from rollout_env.session import LEDGER, simulate
 from rollout_env.therapist import TherapistEntry, own_prompt
 
@@ -35,12 +38,18 @@ CLIENT_FILES = ("profiles.jsonl", "scripts.jsonl")
 class SimulateConfig(StageConfig):
     """`meets` names, for each set of clients, the therapists that its clients meet.
 
+    `profiles` and `scripts` are files of the stages of these names; null takes the shipped profiles, and builds the
+    scripts. `client` null: the scripts speak.
+
     `target_words` is asked for in the prompt; `sampling.max_tokens` cuts a reply off; `cache_gib` bounds
     the key-value cache of a local model. `budget_usd` bounds what the calls to endpoints may cost together, over all
     calls of the stage on this run.
     """
 
     splits: str
+    profiles: str | None = None
+    scripts: str | None = None
+    client: ClientEntry | None = None
     form: Literal["full", "short"]
     target_words: int = Field(ge=1)
     sampling: Sampling
@@ -66,7 +75,8 @@ def main(config_path: str, overrides: list[str]) -> None:
     config = load(SimulateConfig, config_path, overrides)
     splits_path = Path(config.splits)
     prompts = {p for t in config.therapists if (p := own_prompt(t.prompt))}
-    with stage_run("simulate", config, inputs=[splits_path, *sorted(prompts)], ignore=FREE) as run:
+    files = [Path(f) for f in (config.profiles, config.scripts) if f]
+    with stage_run("simulate", config, inputs=[splits_path, *files, *sorted(prompts)], ignore=FREE) as run:
         if run.done:
             return
         try:
@@ -88,6 +98,8 @@ def main(config_path: str, overrides: list[str]) -> None:
             model_seconds=round(sum(u.seconds for u in usage), 1),
             cost_usd=round(sum(u.cost_usd for u in usage), 6),
         )
+        if (run.dir / LINES).exists():
+            run.note(client_lines=adherence(records.read(run.dir / LINES, ClientLine)))
 
 
 def _hold(config: SimulateConfig, folder: Path) -> list[Session]:
@@ -106,27 +118,33 @@ def _hold(config: SimulateConfig, folder: Path) -> list[Session]:
         meets={**config.meets},
         cache_gib=config.cache_gib,
         budget_usd=config.budget_usd,
+        client=config.client,
+        profiles={p.profile_id: p for p in profiles},
     )
 
 
 def _anything_said(folder: Path) -> bool:
-    return any((folder / n).exists() and (folder / n).stat().st_size for n in (TURNS, FAILURES, LEDGER))
+    return any((folder / n).exists() and (folder / n).stat().st_size for n in (TURNS, LINES, FAILURES, LEDGER))
 
 
 def dry_run(config_path: str, overrides: list[str]) -> None:
     """Print what is still to be asked of each endpoint; nothing is asked or written.
 
-    Local weights and rules cost nothing and are left out, so that no weights are fetched or read.
+    Local weights and rules cost nothing and are left out, so that no weights are fetched or read; unless a model plays
+    their clients.
     """
     config = load(SimulateConfig, config_path, overrides)
     split_of, folder = load(Splits, config.splits).of(), Path(config.run)
-    _, scripts = _clients(config, split_of)
-    paid = [t for t in config.therapists if t.endpoint]
+    profiles, scripts = _clients(config, split_of)
+    played = config.client is not None and config.client.endpoint is not None
+    paid = [t for t in config.therapists if t.endpoint or played]
     names = {t.name for t in paid}
     plans = plan_sessions(
         *(scripts, paid, config.seeds, split_of, config.target_words, config.sampling),
         meets={split: [n for n in met if n in names] for split, met in config.meets.items()},
         heldout=False,
+        client=config.client,
+        profiles={p.profile_id: p for p in profiles},
     )
     planned = planned_calls(peek_unfinished(plans, folder), paid)
     ledger = folder / LEDGER
@@ -136,13 +154,15 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
 
 def _clients(config: SimulateConfig, split_of: dict[str, str]) -> tuple[list[Profile], list[Script]]:
     """Profiles and scripts of the sets that speak here, after the check against the held-out ones."""
-    profiles = load_profiles()
+    profiles = load_profiles(config.profiles)
     missing = [p for p in split_of if p not in profiles]
     if missing:
         raise UserError(f"{config.splits}: no profile is called {', '.join(missing)}")
-    scripts = {p: build_script(profiles[p], config.form) for p in split_of}
+    scripts = scripts_for(list(split_of), profiles, config.form, config.scripts)
     check_heldout(scripts.values(), split_of)
     speaking = [p for p, split in split_of.items() if split != "heldout"]
+    if config.client and config.client.mode == "passive":
+        scripts = {p: passive_script(scripts[p], profiles[p].language) for p in speaking}
     return [profiles[p] for p in speaking], [scripts[p] for p in speaking]
 
 

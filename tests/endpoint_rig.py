@@ -19,7 +19,7 @@ import yaml
 
 from psychepass import records
 from psychepass.config import load
-from psychepass.schema import Failure, Record, Session, TurnRecord
+from psychepass.schema import ClientLine, Failure, Record, Session, TurnRecord
 from psychepass.splits import Splits
 from tests import judge_rig
 from tests.fault_server import MODEL, FaultServer, Served, digest
@@ -30,6 +30,7 @@ FILES: dict[str, type[Record]] = {
     "sessions.jsonl": Session,
     "turns.jsonl": TurnRecord,
     "session_failures.jsonl": Failure,
+    "client_lines.jsonl": ClientLine,
 }
 
 

@@ -29,6 +29,7 @@ import uvicorn
 
 MODEL = "made-up-1"
 ALWAYS = 10**9
+CLIENT_TEMPERATURE = 0.25  # of the clients that models play: their prompt is new in every turn, each call stands alone
 WORDS = ("it", "sounds", "as", "if", "you", "feel", "worn", "out", "and", "alone", "what", "would", "help", "today")
 
 
@@ -75,7 +76,7 @@ class Served(NamedTuple):
 
 class FaultServer:
     """The ASGI application. `delay_s` before each answer; a hang lasts `hang_s`; a prompt of more than
-    `context_words` words is refused as too long; `key`, if given, must be the bearer's."""
+    `context_words` words is refused as too long; `key`, if given, must be the bearer's; `say` makes the reply."""
 
     def __init__(
         self,
@@ -125,6 +126,8 @@ class FaultServer:
         self.seen[key] += 1
         self.bodies.append(body)
         conversation = digest([messages[:2], body.get("temperature")])
+        if body.get("temperature") == CLIENT_TEMPERATURE:
+            conversation = f"client {number}"
         self.log.append(Served(key, conversation, kind, begun_s, None))
         self.open += 1
         self.most_open = max(self.most_open, self.open)

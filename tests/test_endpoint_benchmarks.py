@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import orchestration
+from psychepass.schema import ClientLine
+from tests.benchmarks import client_adherence, orchestration
 from tests.fault_server import FaultServer, served
 
 
@@ -36,3 +37,17 @@ def test_figures_by_hand() -> None:
     ratio = rows["ours / bare: CPU a request"]
     assert (ratio["value"], ratio["low"], ratio["high"], ratio["n"]) == (1.25, 1.0, 1.5, 2)
     assert rows["ours / bare, aiohttp: CPU a request"]["value"] == 3.5
+
+
+def test_adherence_by_hand() -> None:
+    def draft(session: str, turn: int, attempt: int, *kinds: str) -> ClientLine:
+        return ClientLine.model_validate(
+            {"session_key": session, "turn": turn, "attempt": attempt, "text": "x", "violations": kinds}
+        )
+
+    lines = [draft("a", 1, 0, "off trigger"), draft("a", 1, 1), draft("a", 2, 0)]
+    lines += [draft("b", 1, 0, "off trigger", "too long"), draft("b", 1, 1, "too long"), draft("b", 2, 0)]
+    rows = {r["name"].removeprefix("LLM client, "): r for r in client_adherence.figures(lines)}
+    assert rows["first draft: off trigger"]["value"] == 0.5 and rows["line that stands: off trigger"]["value"] == 0
+    assert rows["first draft: too long"]["value"] == 0.25 == rows["line that stands: any violation"]["value"]
+    assert all(r["n"] == 2 and r["low"] <= r["value"] <= r["high"] for r in rows.values())

@@ -312,6 +312,12 @@ def test_the_shipped_example_of_endpoints_loads_and_its_anchor_makes_equal_endpo
     assert first.endpoint == second.endpoint and first.prompt != second.prompt
 
 
+def test_the_papers_clients_are_one_config():
+    config = load(SimulateConfig, ROOT / "configs/paper-clients.yaml")
+    assert config.form == "full" and config.client and config.client.endpoint and config.client.mode == "active"
+    assert config.profiles and config.scripts and config.splits == "runs/profiles/splits.yaml"
+
+
 @pytest.mark.parametrize("path", ["configs/simulate.yaml", "configs/quickstart/simulate.yaml"])
 def test_shipped_configs_load(path):
     config = load(SimulateConfig, ROOT / path)

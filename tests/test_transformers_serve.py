@@ -1,58 +1,26 @@
-"""A real endpoint: `transformers serve` with SmolLM2 as a contestant, over HTTP."""
+"""A real endpoint: `transformers serve` with SmolLM2 as contestants and as the client, over HTTP."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from psychepass import records
 from psychepass.cli import main as cli
 from psychepass.ledger import read_calls
-from psychepass.schema import Session
-from psychepass.weights import BUNDLED, resolve
+from psychepass.schema import ClientLine, Session
 from tests.conftest import ROOT
 from tests.endpoint_rig import contestants, write_config
-
-READY_S = 240.0
+from tests.played_client import client
+from tests.serve_rig import smollm2_served
 
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """(base URL, model) of a server that the test started."""
-    model = str(resolve(BUNDLED))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as out:
-        server = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out, env=environment)
-        try:
-            _wait(server, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}/v1", model
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
-
-
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(f"{url}/health", timeout=2.0).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError(f"transformers serve is not ready: {log.read_text()[-2000:]}")
+    with smollm2_served(tmp_path_factory.mktemp("serve") / "log") as served:
+        yield served
 
 
 def test_smollm2_behind_transformers_serve_holds_its_sessions(
@@ -81,3 +49,30 @@ def test_smollm2_behind_transformers_serve_holds_its_sessions(
     capsys.readouterr()
     assert cli(["simulate", str(write_config(tmp_path / "wrong", wrong, clients=1))]) == 2
     assert "refuses the call (status 400): Server is pinned to" in capsys.readouterr().err
+
+
+def test_smollm2_as_the_client_too_is_no_client_which_is_counted_and_not_fatal(
+    tmp_path: Path, smollm2: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    url, model = smollm2
+    change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 240.0}
+    therapists = [
+        t | {"sampling": {"temperature": temperature, "max_tokens": 8}}
+        for t, temperature in zip(contestants(url, 2, **change), (0.0, 0.9), strict=True)
+    ]
+    played = client(url, **change) | {"sampling": {"temperature": 0.7, "max_tokens": 12}}
+    assert cli(["simulate", str(write_config(tmp_path, therapists, clients=1, client=played))]) == 0
+    run = tmp_path / "run"
+    sessions, lines = (
+        records.read(run / "sessions.jsonl", Session),
+        records.read(run / "client_lines.jsonl", ClientLine),
+    )
+    assert len(sessions) == 2 and {s.client.kind for s in sessions} == {"endpoint"}
+    said = {(d.session_key, d.turn, d.text) for d in lines}
+    assert all((s.key, t.turn, t.client) in said for s in sessions for t in s.turns)
+    off = sum(d.attempt == 0 and bool(d.violations) for d in lines)
+    assert len(lines) == 24 + off and off > 12 and sum(sum(s.violations.values()) for s in sessions) > 12
+    assert "LLM client: 24 lines; retried " in capsys.readouterr().err
+    calls = [c for c in read_calls(run / "ledger_simulate.jsonl") if c.outcome == "ok"]
+    assert len(calls) == len(lines) + 24

@@ -19,7 +19,8 @@ from psychepass import records
 from psychepass.endpoint import Endpoint
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport
 from psychepass.schema import Session
-from rollout_env.endpoint_sessions import GroupedAppends, permit_sockets
+from rollout_env.asking import GroupedAppends
+from rollout_env.endpoint_sessions import permit_sockets
 from tournament.journal import Journal
 from tournament.judge import Outcome, subject
 from tournament.llm_judge import JudgeReply, LLMJudge, is_final

@@ -26,10 +26,9 @@ from psychepass.schema import Battle, Dimension, Sampling, Script, Session
 from psychepass.scoring import Scorer
 from psychepass.splits import Splits, check_heldout
 from psychepass.weights import resolve, weights_hash
-from rollout_env.banks import bank_of
 from rollout_env.profiles import load_profiles
-from rollout_env.script import build_script
 from rollout_env.script_lint import lint
+from rollout_env.script_source import bank_named, scripts_for
 from rollout_env.session import simulate
 from rollout_env.therapist import TherapistEntry
 from tournament import openings, reference_judge, summary
@@ -52,6 +51,8 @@ class HeldoutConfig(StageConfig):
     """
 
     splits: str
+    profiles: str | None = None
+    scripts: str | None = None
     form: Literal["full", "short"]
     target_words: int = Field(ge=1)
     sampling: Sampling
@@ -79,7 +80,8 @@ def main(config_path: str, overrides: list[str]) -> None:
     run_dir = Path(config.run)
     base, aligned = (in_run(entry, run_dir) for entry in (config.base, config.aligned))
     splits_path = Path(config.splits)
-    inputs = [splits_path, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(aligned, run_dir)]
+    files = [Path(f) for f in (config.profiles, config.scripts) if f]
+    inputs = [splits_path, *files, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(aligned, run_dir)]
     with stage_run("heldout", config, inputs, ignore=FREE) as run:
         if not run.done:
             compare(config, run_dir, base, aligned, splits_path)
@@ -90,7 +92,7 @@ def main(config_path: str, overrides: list[str]) -> None:
 def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned: TherapistEntry, splits: Path) -> None:
     """The whole comparison, up to summary.json."""
     folder = run_dir / "heldout"
-    scripts = heldout_scripts(splits, config.form, run_dir)
+    scripts = heldout_scripts(splits, config.form, run_dir, config.profiles, config.scripts)
     records.write(folder / "scripts.jsonl", scripts)
     judges = frozen_judges(run_dir / "judge.json")
     scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)  # before the set is opened
@@ -160,25 +162,33 @@ def policy_files(entry: TherapistEntry, run_dir: Path) -> list[Path]:
     return [Path(entry.weights) / "config.json", *sorted(Path(entry.weights).glob("*.safetensors"))]
 
 
-def heldout_scripts(splits_path: Path, form: Literal["full", "short"], run_dir: Path) -> list[Script]:
+def heldout_scripts(
+    splits_path: Path,
+    form: Literal["full", "short"],
+    run_dir: Path,
+    profiles_path: str | None = None,
+    scripts_path: str | None = None,
+) -> list[Script]:
     """The held-out clients' scripts, checked: each by script_lint, and against every script of the run.
+
+    `profiles_path` and `scripts_path` as in stage `simulate`.
 
     Raises:
         UserError: a fault, a shared run of eight words, a held-out client in the run, or none at all.
     """
     split_of = load(Splits, splits_path).of()
-    profiles = load_profiles()
+    profiles = load_profiles(profiles_path)
     held = [p for p, split in split_of.items() if split == "heldout"]
     unknown = [p for p in held if p not in profiles]
     if unknown or not held:
         raise UserError(f"{splits_path}: heldout is {held}; permitted: profiles of the pool, at least one")
-    scripts = [build_script(profiles[p], form) for p in sorted(held)]
+    scripts = list(scripts_for(sorted(held), profiles, form, scripts_path).values())
     others = records.read(run_dir / "scripts.jsonl", Script)
     seen = sorted({s.profile_id for s in others} & set(held))
     if seen:
         raise UserError(f"{run_dir / 'scripts.jsonl'}: held-out client {seen[0]!r} has spoken in this run before")
     check_heldout([*others, *scripts], split_of)
-    faults = [fault for s in scripts for fault in lint(s, bank_of(s.profile_id))]
+    faults = [fault for s in scripts for fault in lint(s, bank_named(s.bank))]
     if faults:
         raise UserError(f"{len(faults)} faults in held-out scripts; the first: {faults[0]}")
     records.write(run_dir / "heldout" / "profiles.jsonl", [profiles[p] for p in sorted(held)])

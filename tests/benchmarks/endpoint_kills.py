@@ -1,6 +1,7 @@
 """SIGKILL at random moments of stage `simulate` or `tournament` over endpoints: what is lost, what is asked again.
 
     python -m tests.benchmarks.endpoint_kills                       # 20 kills of simulate
+    python -m tests.benchmarks.endpoint_kills --client              # the same where a model plays the clients too
     python -m tests.benchmarks.endpoint_kills --stage tournament    # 20 kills of a panel of two LLM judges
     python -m tests.benchmarks.endpoint_kills --quick --json kills.json
 
@@ -25,6 +26,7 @@ from psychepass import records
 from tests.endpoint_rig import Kills, contestants, kill_often, write_config
 from tests.fault_server import ALWAYS, Fault, FaultServer, served
 from tests.judge_rig import judges, write_run
+from tests.played_client import client, speak
 
 FAULTS = (Fault("429", 0.02), Fault("500", 0.02), Fault("empty", 0.003, ALWAYS), Fault("wrong role", 0.003, ALWAYS))
 
@@ -37,6 +39,7 @@ JUDGE_FAULTS = (
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("simulate", "tournament"), default="simulate")
+    parser.add_argument("--client", action="store_true", help="in simulate: a model plays the clients")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=24, choices=range(1, 25), metavar="1..24")
     parser.add_argument("--contestants", type=int, default=6)
@@ -56,7 +59,8 @@ def configs(args: argparse.Namespace, folder: Path, url: str) -> list[Path]:
     folders = [folder / "plain", folder / "killed"]
     if args.stage == "simulate":
         therapists = contestants(url, args.contestants, max_concurrent=args.concurrent)
-        return [write_config(f, therapists, args.clients) for f in folders]
+        change = {"client": client(url, max_concurrent=args.concurrent)} if args.client else {}
+        return [write_config(f, therapists, args.clients, **change) for f in folders]
     entries = judges(url, 2, max_concurrent=args.concurrent)
     return [write_run(f, entries, args.clients, args.contestants) for f in folders]
 
@@ -64,7 +68,7 @@ def configs(args: argparse.Namespace, folder: Path, url: str) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     faults = FAULTS if args.stage == "simulate" else JUDGE_FAULTS
-    server = FaultServer(faults, args.delay_s)
+    server = FaultServer(faults, args.delay_s, say=speak if args.client else None)
     with tempfile.TemporaryDirectory() as name, served(server) as url:
         plain, killed = configs(args, Path(name), url)
         found = kill_often(server, plain, killed, args.kills, random.Random(args.seed))

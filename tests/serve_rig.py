@@ -1,0 +1,48 @@
+"""`transformers serve` with SmolLM2, started and ended by tests and benchmarks: a real endpoint."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from psychepass.weights import BUNDLED, resolve
+
+READY_S = 240.0
+
+
+@contextmanager
+def smollm2_served(log: Path) -> Iterator[tuple[str, str]]:
+    """(base URL, model); what the server says goes to `log`."""
+    model = str(resolve(BUNDLED))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1"]
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as out:
+        server = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out, env=environment)
+        try:
+            _wait(server, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}/v1", model
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=2.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"transformers serve is not ready: {log.read_text()[-2000:]}")

@@ -57,10 +57,7 @@ def test_smollm2_as_the_client_too_is_no_client_which_is_counted_and_not_fatal(
     monkeypatch.chdir(ROOT)
     url, model = smollm2
     change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 240.0}
-    therapists = [
-        t | {"sampling": {"temperature": temperature, "max_tokens": 8}}
-        for t, temperature in zip(contestants(url, 2, **change), (0.0, 0.9), strict=True)
-    ]
+    therapists = [contestants(url, 1, **change)[0] | {"sampling": {"temperature": 0.9, "max_tokens": 8}}]
     played = client(url, **change) | {"sampling": {"temperature": 0.7, "max_tokens": 12}}
     assert cli(["simulate", str(write_config(tmp_path, therapists, clients=1, client=played))]) == 0
     run = tmp_path / "run"
@@ -68,11 +65,11 @@ def test_smollm2_as_the_client_too_is_no_client_which_is_counted_and_not_fatal(
         records.read(run / "sessions.jsonl", Session),
         records.read(run / "client_lines.jsonl", ClientLine),
     )
-    assert len(sessions) == 2 and {s.client.kind for s in sessions} == {"endpoint"}
+    assert len(sessions) == 1 and sessions[0].client.kind == "endpoint"
     said = {(d.session_key, d.turn, d.text) for d in lines}
     assert all((s.key, t.turn, t.client) in said for s in sessions for t in s.turns)
     off = sum(d.attempt == 0 and bool(d.violations) for d in lines)
-    assert len(lines) == 24 + off and off > 12 and sum(sum(s.violations.values()) for s in sessions) > 12
-    assert "LLM client: 24 lines; retried " in capsys.readouterr().err
+    assert len(lines) == 12 + off and off > 6 and sum(sessions[0].violations.values()) > 6
+    assert "LLM client: 12 lines; retried " in capsys.readouterr().err
     calls = [c for c in read_calls(run / "ledger_simulate.jsonl") if c.outcome == "ok"]
-    assert len(calls) == len(lines) + 24
+    assert len(calls) == len(lines) + 12

@@ -130,7 +130,7 @@ def test_a_line_that_left_its_script_twice_is_spoken_and_counted_and_an_unreadab
         assert session.client.kind == "endpoint" and session.client.family == MODEL and session.client.prompt_hash
         assert session.usage.calls == 3 * n  # each line asked twice
         assert f"LLM client: {n} lines; retried {n}, off script {n}, " in capsys.readouterr().err
-        server.speak = lambda body: " " if is_client(body) else reply(body)
+        server.say = lambda body: " " if is_client(body) else reply(body)
         code, run = hold(tmp_path / "mute", url, contestants(url, 1), clients=1)
     (failure,) = records.read(run / "session_failures.jsonl", Failure)
     assert (

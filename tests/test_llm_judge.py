@@ -51,6 +51,15 @@ def test_the_prompt_holds_slices_criteria_and_form_and_no_names() -> None:
     assert prompt.index("=== Therapist B, stage 1") < prompt.index("=== Therapist A, stage 2")
 
 
+def test_a_judge_of_whole_sessions_is_another_judge() -> None:
+    a, b = two_sessions()
+    sliced, whole = (LLMJudge(ENTRY.model_copy(update={"sliced": s}), 0.05) for s in (True, False))
+    assert sliced.identity.prompt_hash != whole.identity.prompt_hash
+    (shown,), (by_stage,) = whole.messages(a, b), sliced.messages(a, b)
+    assert present(a, b, sliced=False) in shown.content and "whole session of B" in shown.content
+    assert "stages are shown in turn" not in shown.content and "stages are shown in turn" in by_stage.content
+
+
 def test_what_looks_like_a_placeholder_in_a_reply_stays_as_it_was_said() -> None:
     a, b = two_sessions()
     turns = (a.turns[0].model_copy(update={"therapist": "{criteria} {output_format} \\1"}), *a.turns[1:])

@@ -20,6 +20,12 @@ def test_stages_alternate():
     assert [a + n for a, n in titles] == ["A1", "B1", "B2", "A2", "A3", "B3", "B4", "A4", "A5", "B5"]
 
 
+def test_whole_sessions_stand_one_after_the_other():
+    titles = re.findall(r"=== Therapist ([AB]), stage (\d)", text := present(ONE, TWO, sliced=False))
+    assert [a + n for a, n in titles] == ["A1", "A2", "A3", "A4", "A5", "B1", "B2", "B3", "B4", "B5"]
+    assert sorted(text.split("\n\n")) == sorted(present(ONE, TWO).split("\n\n")), "the same blocks"
+
+
 def test_an_empty_turn_joins_the_phase_before():
     slices = stage_slices(ONE)
     assert [t.turn for t in slices[Phase.PATTERN]] == [3, 4]  # 4 is the empty turn

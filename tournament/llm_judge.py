@@ -44,6 +44,7 @@ class JudgeEntry(Config):
     """A judge. `family` as a contestant's: a judge that shares it with a contestant is named in every report.
 
     `sampling.max_tokens` bounds the reply, thoughts included; `seed` sets judges apart that differ in nothing else.
+    `sliced: false` shows it whole sessions one after the other, to measure the position bias that slices lessen.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -51,6 +52,7 @@ class JudgeEntry(Config):
     endpoint: Endpoint
     sampling: Sampling = Sampling(temperature=0.0, max_tokens=4096)
     seed: int = 0
+    sliced: bool = True
 
 
 class JudgeReply(Record):
@@ -83,13 +85,14 @@ class LLMJudge:
             f"at most {drawn.max_tokens} tokens, seed {entry.seed})",
             rubric_version=content_hash([_text("criteria.txt"), tau_diversity]),
             prompt_hash=content_hash(
-                [_text("judge.txt"), _text("judge_retry.txt"), _text("criteria.txt"), output_format(), SLICES_VERSION]
+                [_text(name) for name in ("judge.txt", "judge_retry.txt", "criteria.txt", _order(entry.sliced))]
+                + [output_format(), SLICES_VERSION]
             ),
         )
 
     def messages(self, a: Session, b: Session, said: Sequence[JudgeReply] = ()) -> tuple[Message, ...]:
         """What the judge is sent; `said` holds its faulty reply, if it is asked again."""
-        prompt = judge_prompt(a, b)
+        prompt = judge_prompt(a, b, self.entry.sliced)
         if not said:
             return (Message(role="user", content=prompt),)
         note = _text("judge_retry.txt").replace("{fault}", said[-1].fault)
@@ -130,11 +133,12 @@ class LLMJudge:
         return Verdict(winner=verdict(value_a - value_b, self.tau_diversity), reason=reason)
 
 
-def judge_prompt(a: Session, b: Session) -> str:
+def judge_prompt(a: Session, b: Session, sliced: bool = True) -> str:
     """The D.2 prompt of one presentation. Raises ValueError as slicing.present."""
-    parts = {"dialogues": present(a, b), "criteria": _text("criteria.txt"), "output_format": output_format()}
+    parts = {"order": _text(_order(sliced)), "dialogues": present(a, b, sliced)}
+    parts |= {"criteria": _text("criteria.txt"), "output_format": output_format()}
     # in one pass: what looks like a placeholder in a dialogue stays as it was said
-    return re.sub(r"\{(dialogues|criteria|output_format)\}", lambda found: parts[found[1]], _text("judge.txt"))
+    return re.sub(r"\{(order|dialogues|criteria|output_format)\}", lambda found: parts[found[1]], _text("judge.txt"))
 
 
 def is_final(said: Sequence[JudgeReply]) -> bool:
@@ -148,6 +152,10 @@ def _fault_of(text: str, cut_off: bool, max_tokens: int) -> str:
     except NoVerdict as e:
         return f"it was cut off at {max_tokens} tokens; {e}" if cut_off else str(e)
     return "" if is_unicode(text) else "it has half of a character (a lone surrogate)"
+
+
+def _order(sliced: bool) -> str:
+    return "order_sliced.txt" if sliced else "order_whole.txt"
 
 
 def _text(file_name: str) -> str:

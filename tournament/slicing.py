@@ -23,19 +23,21 @@ def stage_slices(session: Session) -> dict[Phase, tuple[Turn, ...]]:
     return {phase: tuple(t for t in session.turns if t.phase == phase) for phase in Phase}
 
 
-def present(session_a: Session, session_b: Session) -> str:
+def present(session_a: Session, session_b: Session, sliced: bool = True) -> str:
     """The ten blocks of two sessions as text; A and B stand for the contestants.
+
+    Not `sliced`: all of A, then all of B, for the position bias that slicing is to lessen (Figure 5).
 
     Raises:
         ValueError: the sessions are not of one script, or differ in their turns, phases or probes.
     """
     _check_same_course(session_a, session_b)
     slices = {"A": stage_slices(session_a), "B": stage_slices(session_b)}
-    blocks = []
-    for phase in Phase:
-        for name in "AB" if phase % 2 else "BA":
-            blocks.append(_block(name, phase, slices[name][phase]))
-    return "\n\n".join(blocks)
+    if sliced:
+        order = [(name, phase) for phase in Phase for name in ("AB" if phase % 2 else "BA")]
+    else:
+        order = [(name, phase) for name in "AB" for phase in Phase]
+    return "\n\n".join(_block(name, phase, slices[name][phase]) for name, phase in order)
 
 
 def _block(name: str, phase: Phase, turns: tuple[Turn, ...]) -> str:

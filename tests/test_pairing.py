@@ -17,6 +17,8 @@ from psychepass.errors import UserError
 from tests.benchmarks import pairing as benchmark
 from tests.test_tournament import FakeJudge, field
 from tournament import pairing, ratings, run, swiss
+from tournament.journal import Journal
+from tournament.play import in_turn, play
 from tournament.swiss import Round, Standings
 
 NAMES = [f"m{i:02d}" for i in range(33)]
@@ -257,14 +259,14 @@ def test_a_match_that_could_not_be_judged_tells_nothing():
 @pytest.mark.parametrize(("name", "rounds", "matches"), [("swiss", 2, 4), ("round_robin", 3, 6), ("adaptive", 2, 4)])
 def test_every_pairing_runs_the_stage(tmp_path, name, rounds, matches):
     entered, judge = field(clients=3), FakeJudge(order_free=True)
-    with run.Journal(tmp_path, judge.identity) as journal:
-        run.play(entered, judge, 0, journal, name)
+    with Journal(tmp_path, judge.identity) as journal:
+        assert play(entered, in_turn(judge, journal), 0, name) == 0
         outcomes = journal.outcomes()
     assert len(outcomes) == entered.matches(name) == 3 * matches
     assert pairing.rounds_of(name, 4) == rounds
     again = FakeJudge(order_free=True)
-    with run.Journal(tmp_path, again.identity) as journal:
-        run.play(entered, again, 0, journal, name)
+    with Journal(tmp_path, again.identity) as journal:
+        assert play(entered, in_turn(again, journal), 0, name) == 0
     assert again.calls == []  # the same matches are planned from what was judged
 
 

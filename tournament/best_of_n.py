@@ -41,7 +41,7 @@ WORDS = (
     "Not for use with people in distress; does not replace a clinician. "
     "Reference-judge scores describe text features, not therapeutic competence. "
     "If someone may be in danger, contact local emergency services.",
-    "The reward model learnt this judge's verdicts: a gain shows that it learnt them, not that the care is better.",
+    "The reward model learnt the tournament's verdicts: a gain shows that it learnt them, not that the care is better.",
     "Replies to histories of the policy's own sessions, judged as one session.",
     "One training run of the reward model; intervals cover clients, not training seeds.",
 )

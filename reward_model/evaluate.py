@@ -111,11 +111,9 @@ def score_asks(
     import torch
     from tqdm import tqdm
 
-    from psychepass.matmul import fast_fp32
     from reward_model.data import encode
     from reward_model.model import load as load_model
 
-    fast_fp32()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, renderer, card = load_model(folder, device)
     asks: dict[str, dict[Ask, None]] = defaultdict(dict)

@@ -27,6 +27,8 @@ from transformers.utils import logging
 
 from psychepass import records
 from psychepass.errors import UserError
+from psychepass.matmul import fast_fp32
+from psychepass.memory import keep_freed
 from psychepass.schema import Frozen
 from reward_model import attention
 from reward_model.packing import Packed
@@ -192,7 +194,7 @@ def finish(model: RewardModel, folder: Path, card: Card) -> None:
 
 
 def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer, Card]:
-    """A saved model in evaluation mode, and the renderer that it was trained with.
+    """A saved model in evaluation mode, and the renderer that it was trained with; a CPU is set up for scoring.
 
     Raises:
         UserError: no finished reward model there, or weights or a tokenizer that the card does not name.
@@ -203,6 +205,9 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
         raise UserError(f"{folder}: the weights are not those of {card.model}; run stage rm again")
     if card.tokenizer != _files_hash(folder, TOKENIZER):
         raise UserError(f"{folder}: the tokenizer is not the one that {card.model} was trained with")
+    if device == "cpu":
+        fast_fp32()
+        keep_freed()
     model, tokenizer = _read(folder)
     renderer = Renderer(tokenizer, card.max_length, card.max_response)
     return model.to(device).eval(), renderer, card

@@ -83,10 +83,8 @@ def main(config_path: str, overrides: list[str]) -> None:
 def _scorer(folder: Path) -> GroupScorer:
     import torch
 
-    from psychepass.matmul import fast_fp32
     from reward_model.scorer import GroupScorer
 
-    fast_fp32()
     return GroupScorer.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -80,11 +80,9 @@ def answer(config: ServeConfig, listener: socket.socket, path: Path, keeper: int
     import torch
     import uvicorn
 
-    from psychepass.matmul import fast_fp32
     from reward_model.batching import PROBE
     from reward_model.scorer import GroupScorer
 
-    fast_fp32()
     folder = Path(config.model) if config.model else Path(config.run) / "reward_model"
     scorer = GroupScorer.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -27,6 +27,7 @@ from torch import nn
 from transformers import AutoModel, Qwen3Config
 
 from psychepass.matmul import fast_fp32
+from psychepass.memory import keep_freed
 from reward_model import attention, baselines
 from reward_model.data import ClientStep, client_steps
 from reward_model.loss import pair_loss
@@ -234,8 +235,6 @@ def errors(model: RewardModel, scale: Scale, dtype: torch.dtype | None) -> list[
 def measure(scale: Scale, device: str, dtype: torch.dtype | None, parts: Sequence[str] = PARTS) -> list[Figure]:
     model = build(scale.shape, device).eval()
     figures = errors(model, scale, dtype)
-    if "score" in parts:
-        figures += scoring_grid(model, scale, device)
     if "train" in parts:
         figures += training_grid(model, scale, device)
     attention.recompute(model.backbone)  # acts in training mode alone
@@ -245,6 +244,10 @@ def measure(scale: Scale, device: str, dtype: torch.dtype | None, parts: Sequenc
         for retention in (1.0, 0.32):
             figures += tournament(model, scale, device, retention)
         figures += twice_the_battles(model, scale, device)
+    if "score" in parts:  # after training, whose stage leaves freed heap as it is
+        if device == "cpu":
+            keep_freed()  # as reward_model.model.load does
+        figures += scoring_grid(model.eval(), scale, device)
     return figures
 
 

@@ -30,7 +30,6 @@ import numpy as np
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.matmul import fast_fp32
 from psychepass.schema import Message
 from psychepass.scoring import ScoreGroup, Scorer
 from reward_model.scorer import GroupScorer
@@ -171,7 +170,6 @@ def difference(rounds: dict[str, list[Round]]) -> float:
 
 def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
     """Figures of both ways, and the largest difference between service and process."""
-    fast_fp32()
     groups = made_groups(args)
     ways = {"whole": (groups, 1), "reply by reply": (single(groups), args.responses)}
     rounds: dict[str, dict[str, list[Round]]] = {way: {"service": [], "in process": []} for way in ways}

@@ -88,7 +88,7 @@ def compose(run_dir: Path) -> str:
         facts = read_facts(run_dir)
         drawn = (facts["s"], facts["ratings"], facts["accuracies"], facts["calibration"])
         figures, curves = report_figures.draw(run_dir, *drawn)
-        template = _environment().get_template("report.html.j2")
+        template = environment().get_template("report.html.j2")
         return template.render(**facts, figures=figures, curves=curves)
     except (KeyError, jinja2.UndefinedError) as e:
         raise UserError(f"{run_dir}: a file of this run lacks what the report prints: {e}; run its stage again") from e
@@ -188,9 +188,10 @@ def fragile(ratings: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _environment() -> jinja2.Environment:
+def environment(*folders: Path) -> jinja2.Environment:
+    """The report's filters and templates, and those of further folders."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader([HERE, *folders]),
         autoescape=lambda name: name is not None and ".css" not in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

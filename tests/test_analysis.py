@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from psychepass import cli, records
 from psychepass.schema import Battle, Dimension, JudgeIdentity, Session, Verdict, Winner
 from tests.handmade import session_of, short_script
-from tournament import convergence, length_control, match_tables, ratings, run
+from tournament import analysis_page, convergence, length_control, match_tables, ratings, run
 
 JUDGE = JudgeIdentity(name="fake", model="fake", rubric_version="1")
 SLICED = "stage slices"
@@ -270,11 +272,38 @@ def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
             with (folder / f"{name}.csv").open(encoding="utf-8") as f:
                 assert len(list(csv.DictReader(f))) == len(rows)
             assert all({"value", "low", "high", "n"} <= row.keys() for row in rows)
+    the_page_says(found, (folder / "analysis.html").read_text(encoding="utf-8"))
     assert cli.main(["analysis", str(config), *further]) == 0
     assert "done before" in capsys.readouterr().err
     assert cli.main(["analysis", str(config)]) == 0  # another config: made again, nothing can be lost
     fewer = records.read_json(folder / "analysis.json")
     assert {"unsliced", "repetition"} <= set(fewer["not_in_records"]) and not (folder / "repetition.png").exists()
+
+
+def the_page_says(found: dict, page: str) -> None:
+    """All that the tables hold and what is missing; it is one file."""
+    values = [float(x) for x in re.findall(r'<data value="([^"]*)"', page)]
+    for name, rows in found["tables"].items():
+        assert not rows or f"{len(rows)} rows ({name}.csv)" in page, name
+        assert {row["value"] for row in rows} <= set(values), name
+    assert all(why in html.unescape(page) for why in found["not_in_records"].values())
+    assert page.count("data:image/png;base64,") == len(found["figures"])
+    assert found["words"] in page and "fake" in page and not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_names_on_the_page_cannot_be_markup(tmp_path):
+    name = "<script>alert(1)</script>"
+    found = {
+        "judge": {"judge": name, "rubric_version": "1", "n_battles": 1, "n_clients": 1, "tie_rate": 0.5,
+                  "failures": {"n": 0, "share": 0.0}},
+        "ranking": [name],
+        "tables": {t: [] for part in analysis_page.PARTS for t in part.tables}
+        | {"win_rates": [{"contestant": name, "measure": "overall", "value": 0.5, "low": None, "high": 1, "n": 1}]},
+        "not_in_records": {},
+        "words": "Please.",
+    }  # fmt: skip
+    page = analysis_page.compose("run", found, tmp_path, "")
+    assert name not in page and html.escape(name) in page and "[−∞, 1.00]" in page and "Overall" in page
 
 
 def test_what_the_records_do_not_allow_is_said(tmp_path):

@@ -2,7 +2,8 @@
 
 Reads ratings.json, battles.jsonl and sessions.jsonl of the run, heldout/summary.json and audit/audit.json where they
 are there, and the battles of two further runs where the config names them. Writes under <run>/analysis/: a CSV a table,
-PNG figures, and analysis.json with all tables and, under `not_in_records`, what the records do not allow and why.
+PNG figures, analysis.html with both, and analysis.json with all tables and, under `not_in_records`, what the records do
+not allow and why.
 Tables of PsychePass: 2 leaderboard, 3 experts (what stage audit found); figures: 3 before_after, 4 ratings_by_round
 and agreement_by_round, 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consistency. Beside them repetition,
 controlled_win_rates and their coefficients. Like the report it is made again when anything it rests on changed.
@@ -21,10 +22,10 @@ from pydantic import Field
 from psychepass import records
 from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
-from psychepass.report_data import WORDS
+from psychepass.report_data import WORDS, unverified_clients
 from psychepass.run import StageRun, stage_run
 from psychepass.schema import Battle, Session
-from tournament import convergence, length_control, match_tables, ratings
+from tournament import analysis_page, convergence, length_control, match_tables, ratings
 from tournament.match_tables import Row
 from tournament.pairing import PairingName
 
@@ -57,7 +58,7 @@ def main(config_path: str, overrides: list[str]) -> None:
         if run.done:
             return
         found = analyse(config)
-        write(found, folder / "analysis")
+        write(found, folder)
         run.note(tables={name: len(rows) for name, rows in found["tables"].items()})
 
 
@@ -74,7 +75,8 @@ def inputs_of(config: AnalysisConfig) -> list[Path]:
         if not path.is_file():
             stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
             raise UserError(f"{path}: no such file; the analysis needs it, so run psychepass {stage} first")
-    return [*needed, *(p for p in [folder / HELDOUT, folder / AUDIT] if p.is_file())]
+    optional = [folder / HELDOUT, folder / AUDIT, folder / "profiles.jsonl"]
+    return [*needed, *(p for p in optional if p.is_file()), *analysis_page.CODE]
 
 
 def analyse(config: AnalysisConfig) -> dict[str, Any]:
@@ -209,10 +211,11 @@ def not_in_records(
     return found
 
 
-def write(found: Mapping[str, Any], folder: Path) -> None:
-    """Tables, figures and analysis.json, which is last."""
+def write(found: Mapping[str, Any], run_dir: Path) -> None:
+    """Tables, figures, the page and analysis.json, which is last."""
     from tournament import figures
 
+    folder = run_dir / "analysis"
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.png"), *folder.glob("*.csv")):  # of an earlier analysis
         old.unlink()
@@ -224,4 +227,6 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
             table.writerows(rows)
             records.write_atomic(folder / f"{name}.csv", text.getvalue())
     drawn = figures.draw(found["tables"], found["ranking"], folder)
+    page = analysis_page.compose(run_dir.resolve().name, found, folder, unverified_clients(run_dir))
+    records.write_atomic(folder / analysis_page.PAGE, page)
     records.write_json(folder / "analysis.json", {**found, "figures": drawn})

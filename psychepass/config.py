@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +41,8 @@ C = TypeVar("C", bound=Config)
 
 # fields into which a key of an API may have been written by mistake, or an address with a password
 SECRET = re.compile(r"^((api_?)?(key|token)|key_env|base_url)$|secret|password|authorization|bearer", re.IGNORECASE)
+CREDENTIAL = re.compile(r"://[^/\s]*@|\bbearer\s|\bsk-", re.IGNORECASE)  # a value that holds one
+NOT_SHOWN = "a value not shown here"
 
 
 def load(model: type[C], path: str | Path, overrides: list[str] | None = None) -> C:
@@ -60,9 +62,12 @@ def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         if not sep or not key:
             raise UserError(f"override {text!r}: expected key=value")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
-        except (OmegaConfBaseException, YAMLError) as e:
-            raise UserError(f"override {text!r}: {_first_line(e)}") from e
+            OmegaConf.update(
+                merged, key, OmegaConf.from_dotlist([f"value={text[len(key) + 1 :]}"])["value"], merge=True
+            )
+        except (OmegaConfBaseException, YAMLError, IndexError, TypeError, ValueError) as e:
+            why = NOT_SHOWN if SECRET.search(key.rpartition(".")[2]) or CREDENTIAL.search(text) else _first_line(e)
+            raise UserError(f"override of {key!r}: {why}; expected key=value, an entry of a list by its number") from e
     tree = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(tree, dict)
     return {str(k): v for k, v in tree.items()}
@@ -80,24 +85,37 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> st
     """One clause a fault: field, value found, what is permitted."""
     parts = []
     for fault in error.errors():
-        field = ".".join(str(p) for p in fault["loc"]) or "the record"
-        found = "a value not shown here" if SECRET.search(field.rpartition(".")[2]) else _short(fault["input"])
+        field = ".".join(str(p) for p in fault["loc"])
+        found = NOT_SHOWN if SECRET.search(field.rpartition(".")[2]) else _short(fault["input"])
         if fault["type"] == "extra_forbidden":
             known = f"; permitted: {', '.join(_fields_at(model, fault['loc'][:-1]))}" if model else ""
             parts.append(f"unknown key {field!r} (value {found}){known}")
         elif fault["type"] == "missing":
             parts.append(f"missing key {field!r}")
         else:
-            parts.append(f"{field}: {fault['msg']}, got {found}")
+            said = fault["msg"].removeprefix("Value error, ")
+            whole = fault["type"] == "value_error" and isinstance(fault["input"], dict)  # the sentence says it all
+            parts.append(
+                said
+                if whole and not field
+                else f"{field or 'the record'}: {said}" + ("" if whole else f", got {found}")
+            )
     return "; ".join(parts)
 
 
 def _fields_at(model: type[BaseModel] | None, loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
-        info = model.model_fields.get(str(part)) if model else None
-        annotation = info.annotation if info else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if isinstance(part, str):  # a number is the place in a list
+            info = model.model_fields.get(part) if model else None
+            model = _section(info.annotation) if info else None
     return sorted(model.model_fields) if model else ["(see the documentation of this section)"]
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation such as list[X] or X | None."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
 
 
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
@@ -125,5 +143,12 @@ def _first_line(e: Exception) -> str:
 
 
 def _short(value: Any) -> str:
+    """A value as an error may repeat it; what is inside of a section may be a key of an API and is not shown."""
+    if isinstance(value, dict):
+        return f"a mapping of {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return f"a list of {len(value)}"
     text = repr(value)
+    if CREDENTIAL.search(text):
+        return NOT_SHOWN
     return text if len(text) <= 200 else text[:200] + "…"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from psychepass.config import Config
+from psychepass.config import SECRET, Config
 from psychepass.errors import UserError
 from psychepass.schema import Message, content_hash
 
@@ -62,6 +62,15 @@ class Endpoint(Config):
             raise ValueError("expected http(s)://host[:port]/path without user, password or query")
         return url.rstrip("/")
 
+    @field_validator("extra")
+    @classmethod
+    def _no_key(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """The manifest holds `extra`, so that no key may stand in it."""
+        named = [key for key in _keys(extra) if SECRET.search(key)]
+        if named:
+            raise ValueError(f"{named[0]!r} stands in no config: key_env names the variable that holds the key")
+        return extra
+
     @property
     def name(self) -> str:
         """For messages and identities: the model and its address."""
@@ -84,6 +93,17 @@ class Endpoint(Config):
         if not key:
             raise UserError(f"{self.name}: the environment variable {self.key_env} is not set; it must hold the key")
         return key
+
+
+def _keys(tree: Any) -> Iterator[str]:
+    """The names at every depth of what YAML can hold."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield str(key)
+            yield from _keys(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _keys(value)
 
 
 def text_tokens(text: str) -> int:

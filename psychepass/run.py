@@ -26,6 +26,7 @@ from psychepass.config import StageConfig
 from psychepass.errors import UserError
 
 VERSIONED = ("torch", "transformers", "verl", "vllm", "deepspeed", "ray", "peft", "datasets", "accelerate", "numpy")
+MOST_NAMED = 6  # differences that an error names
 
 
 class StageRun:
@@ -55,7 +56,8 @@ class StageRun:
             old, new = _flat(earlier[part]), _flat(self.manifest[part])
             changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             if changed:
-                found = "; ".join(f"{k}: was {old.get(k)!r}, is {new.get(k)!r}" for k in changed)
+                found = "; ".join(f"{k}: was {old.get(k)!r}, is {new.get(k)!r}" for k in changed[:MOST_NAMED])
+                found += f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
                 raise UserError(f"{self.path}: stage {self.stage} ran before with other {part} ({found}); {hint}")
 
     def _write(self) -> None:
@@ -197,6 +199,9 @@ def _name(path: Path, base: Path) -> str:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; an entry of a list of sections by its number."""
+    if isinstance(tree, list) and tree and all(isinstance(entry, dict) for entry in tree):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}

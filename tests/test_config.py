@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass.config import Config, StageConfig, load
 from psychepass.errors import UserError
@@ -16,8 +16,20 @@ class Inner(Config):
     flag: bool = False
 
 
+class Speaker(Config):
+    name: str
+    address: Inner = Inner()
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Speaker:
+        if self.name == "nobody":
+            raise ValueError("'nobody' is no name")
+        return self
+
+
 class Sample(StageConfig):
     name: str
+    speakers: list[Speaker] = Field(default_factory=list)
     steps: int = 3
     tags: list[str] = Field(default_factory=list)
     limit: int | None = 7
@@ -80,3 +92,39 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load(Sample, write(tmp_path / "loop.yaml", "extends: loop.yaml\n"))
     with pytest.raises(UserError, match="a mapping"):
         load(Sample, write(tmp_path / "list.yaml", "- 1\n"))
+
+
+def test_an_override_reaches_into_a_list(base: Path, tmp_path: Path) -> None:
+    both = write(tmp_path / "two.yaml", "extends: base.yaml\nspeakers: [{name: a, address: {lr: 1e-6}}, {name: b}]\n")
+    config = load(Sample, both, ["speakers.1.name=c", "speakers.0.address.flag=on"])
+    assert [s.name for s in config.speakers] == ["a", "c"]
+    assert (config.speakers[0].address.lr, config.speakers[0].address.flag) == (1e-6, True)
+    assert load(Sample, both, ["speakers=[{name: d}]"]).speakers[0].name == "d"
+    for wrong in ("speakers.7.name=c", "speakers.first.name=c"):
+        with pytest.raises(UserError, match=r"override of 'speakers\..*an entry of a list by its number"):
+            load(Sample, both, [wrong])
+    with pytest.raises(UserError, match=r"unknown key 'speakers\.0\.nam' \(value 'c'\); permitted: address, name"):
+        load(Sample, both, ["speakers.0.nam=c"])
+
+
+def test_a_fault_of_a_whole_section_is_one_sentence(base: Path) -> None:
+    with pytest.raises(UserError, match=r"base\.yaml: speakers\.0: 'nobody' is no name$"):
+        load(Sample, base, ["speakers=[{name: nobody}]"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "speakers=[{name: a, api_key: SECRET}]",
+        "speakers=[{name: a, headers: {Authorization: SECRET}}]",
+        "speakers=[{name: a, address: 'https://user:SECRET@host'}]",
+        "name=[{token: SECRET}]",
+        "limit=sk-SECRET",
+        "name.api_key=[SECRET",
+        "speakers.9.password=SECRET",
+    ],
+)
+def test_what_may_be_a_key_is_never_repeated(base: Path, override: str) -> None:
+    with pytest.raises(UserError) as e:
+        load(Sample, base, [override])
+    assert "SECRET" not in str(e.value)

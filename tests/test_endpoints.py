@@ -197,7 +197,8 @@ def test_limits_and_price_may_change_on_a_run_but_not_the_model(
         assert cli(["simulate", write(), "budget_usd=0.0006"]) == 2
         changed = {"price": {"input": 0, "output": 0}, "requests_per_minute": 60_000, "max_concurrent": 3}
         assert cli(["simulate", write(**changed, model="made-up-2")]) == 2
-        assert "ran before with other config" in capsys.readouterr().err
+        told = "(therapists.0.endpoint.model: was 'made-up-1', is 'made-up-2')"
+        assert f"ran before with other config {told}" in capsys.readouterr().err
         assert cli(["simulate", write(**changed, timeout_s=9, tokens_per_minute=60_000_000)]) == 0
     assert len(records.read(tmp_path / "run" / "sessions.jsonl", Session)) == 2
 

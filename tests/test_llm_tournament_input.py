@@ -104,7 +104,10 @@ def test_battles_of_another_judge_are_refused_before_any_call(
         # another judge in the same run: the manifest says so
         config = write_run(tmp_path / "one", warmer, 3, 3)
         assert cli(["tournament", str(config)]) == 2
-        assert "ran before with other config (judges: was " in capsys.readouterr().err and len(server.log) == asked
+        told = (
+            "ran before with other config (judges.0.sampling.temperature: was 0.0, is 1.0); use another run directory"
+        )
+        assert told in capsys.readouterr().err and len(server.log) == asked
 
 
 def test_replies_of_another_judge_are_refused_even_without_a_battle(

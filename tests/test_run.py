@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from psychepass import records
-from psychepass.config import StageConfig
+from psychepass.config import Config, StageConfig
 from psychepass.errors import UserError
 from psychepass.run import stage_run
 
 
+class Speaker(Config):
+    name: str
+    seed: int = 0
+
+
 class Sample(StageConfig):
     steps: int = 3
+    speakers: tuple[Speaker, ...] = ()
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def config(source: Path, **changes: int) -> Sample:
+def config(source: Path, **changes: Any) -> Sample:
     return Sample(run=str(source.parent), **changes)
 
 
@@ -36,7 +43,7 @@ def test_a_stage_that_ended_is_done(source: Path) -> None:
     with stage_run("x", config(source), [source]) as run:
         assert run.done
     manifest = records.read_json(source.parent / "manifests" / "x.json")
-    assert manifest["config"] == {"steps": 3, "seed": 0}
+    assert manifest["config"] == {"steps": 3, "seed": 0, "speakers": []}
     assert manifest["notes"] == {"made": 3}
     assert list(manifest["inputs"]) == ["in.txt"]
     assert manifest["starts"] == 1 and manifest["ended"] and manifest["versions"]["python"].startswith("3.")
@@ -80,3 +87,18 @@ def test_a_stage_runs_once_at_a_time(source: Path) -> None:
             assert not other.done
     with stage_run("x", config(source), [source]) as run:
         assert run.done
+
+
+def test_a_change_inside_a_list_is_named_by_its_place(source: Path) -> None:
+    speakers = tuple(Speaker(name=f"s{i}") for i in range(9))
+    with stage_run("x", config(source, speakers=speakers), [source]):
+        pass
+    other = (*speakers[:8], Speaker(name="s8", seed=4))
+    said = r"with other config \(speakers\.8\.seed: was 0, is 4\); use another run directory"
+    with pytest.raises(UserError, match=said), stage_run("x", config(source, speakers=other), [source]):
+        raise AssertionError("must not run")
+    with (
+        pytest.raises(UserError, match=r"speakers\.0\.name: was 's0', is None; .*; and 13 more\)"),
+        stage_run("x", config(source), [source]),
+    ):
+        raise AssertionError("must not run")

@@ -8,6 +8,7 @@ import random
 import re
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,22 +234,25 @@ def test_features_of_a_reply():
 # --- the stage -----------------------------------------------------------------------------------
 
 
-def made_run(folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear you.") -> Path:
-    """A run directory with a round robin, verdicts by `seed`, sessions by `says`; returns the config file."""
+def made_run(
+    folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear you.", judge: JudgeIdentity = JUDGE, **of: Any
+) -> Path:
+    """A run directory with a round robin, verdicts by `seed`, sessions by `says`; `of` goes into ratings.json.
+    Returns the config file."""
     rng, names = random.Random(0), "abcd"
     scripts = [short_script(f"client-{c}") for c in range(clients)]
     texts = {n: " ".join([says] * (2 + i)) + " What else?" * (i % 2) for i, n in enumerate(names)}
     sessions = [session_of(s, n, "train", texts[n] + " Yes." * rng.randint(0, 9)) for s in scripts for n in names]
-    of = {(s.profile_id, s.therapist.name): s.id for s in sessions}
+    by_name = {(s.profile_id, s.therapist.name): s.id for s in sessions}
     battles = []
     for plain in drawn(clients, names, seed):
         client = f"client-{plain.profile_id[1:]}"
-        ids = {f"session_{x}": of[client, getattr(plain, f"contestant_{x}")] for x in "ab"}
-        battles.append(plain.model_copy(update={"profile_id": client, **ids}))
+        ids = {f"session_{x}": by_name[client, getattr(plain, f"contestant_{x}")] for x in "ab"}
+        battles.append(plain.model_copy(update={"profile_id": client, "judge": judge, **ids}))
     records.write(folder / "sessions.jsonl", sessions)
     records.write(folder / "battles.jsonl", battles)
     entered = run.Field(tuple(names), {f"client-{c}": {} for c in range(clients)}, {})
-    table = run.leaderboard(entered, list(battles), JUDGE, 0) | {"pairing": "round_robin", "rounds": 3}
+    table = run.leaderboard(entered, list(battles), judge, 0) | {"pairing": "round_robin", "rounds": 3, **of}
     records.write_json(folder / "ratings.json", table)
     config = folder / "analysis.yaml"
     config.write_text(f"run: {folder}\n", encoding="utf-8")
@@ -256,14 +260,14 @@ def made_run(folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear 
 
 
 def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
-    config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1)
+    config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1, shown="whole sessions")
     further = [f"unsliced={other.parent}", f"repeated=[{other.parent}]"]
     assert cli.main(["analysis", str(config), *further]) == 0
     folder = config.parent / "analysis"
     found = records.read_json(folder / "analysis.json")
     assert set(found["not_in_records"]) == {"experts", "before_after", "style"}
     assert {r["shown"] for r in found["tables"]["position_bias"]} == {SLICED, "whole sessions"}
-    assert found["ranking"] == list("abcd") and len(found["figures"]) == 8
+    assert found["ranking"] == list("abcd") and len(found["figures"]) == 9
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in found["figures"])
     designs = {r["design"] for r in found["tables"]["agreement_by_round"]}
     assert designs == {"round_robin", "swiss", "adaptive"}
@@ -321,19 +325,67 @@ def test_what_the_records_do_not_allow_is_said(tmp_path):
     assert not (tmp_path / "analysis" / "position_bias.csv").exists()
 
 
+def seeded(seed: int, model: str = "m", prompt: str = "p") -> JudgeIdentity:
+    return JudgeIdentity(name="j", model=f"{model} at u (seed {seed - seed}, seed {seed})", rubric_version="1",
+                         prompt_hash=prompt)  # fmt: skip
+
+
+def test_the_same_judge_with_another_seed_is_asked_again_and_the_same_seed_is_said(tmp_path):
+    config = made_run(tmp_path / "run", judge=seeded(0))
+    made_run(tmp_path / "seed1", seed=1, judge=seeded(1))
+    made_run(tmp_path / "seed0", judge=seeded(0))
+    for other, seeds in (("seed1", 2), ("seed0", 1)):
+        assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / other}]"]) == 0
+        found = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")
+        assert {row["seeds"] for row in found["tables"]["repetition"]} == {seeds}
+        assert ("repetition" in found["not_in_records"]) == (seeds == 1)
+    assert "asked with the same seed" in found["not_in_records"]["repetition"]
+
+
+def test_before_and_after_slicing_are_told_apart_and_of_one_model(tmp_path, capsys):
+    config = made_run(tmp_path / "run", judge=seeded(0))
+    made_run(tmp_path / "sliced", seed=1, judge=seeded(0, prompt="other"))
+    assert cli.main(["analysis", str(config), f"unsliced={tmp_path / 'sliced'}"]) == 2
+    assert "saw stage slices, those of this run stage slices; expected whole sessions there" in capsys.readouterr().err
+    made_run(tmp_path / "other", seed=1, judge=seeded(0, model="n"), shown="whole sessions")
+    assert cli.main(["analysis", str(config), f"unsliced={tmp_path / 'other'}"]) == 2
+    assert "was judged by n at u (seed 0), this run by m at u (seed 0)" in capsys.readouterr().err
+    whole = made_run(tmp_path / "whole", seed=1, judge=seeded(3, prompt="other"), shown="whole sessions")
+    assert cli.main(["analysis", str(config), f"unsliced={tmp_path / 'whole'}"]) == 0
+    assert cli.main(["analysis", str(whole)]) == 0
+    found = records.read_json(tmp_path / "whole" / "analysis" / "analysis.json")
+    assert {row["shown"] for row in found["tables"]["position_bias"]} == {"whole sessions"}
+    assert "sliced" in found["not_in_records"] and "unsliced" not in found["not_in_records"]
+
+
+@pytest.mark.parametrize("ties", ["half", "davidson"])
+def test_the_last_round_has_the_runs_own_ratings(ties):
+    battles = drawn(5, "abcd")
+    _, wins_CKNN = ratings.wins_by_client(battles, list("abcd"))
+    ties_CK = ratings.ties_by_client(battles) if ties == "davidson" else None
+    own = {r.contestant: r for r in ratings.rate(wins_CKNN, list("abcd"), ties_CK=ties_CK).ratings["overall"]}
+    rounds = convergence.rounds_of(battles)
+    last = [r for r in convergence.ratings_by_round("round_robin", rounds, "abcd", ties=ties) if r["round"] == 3]
+    assert [(r["value"], r["low"], r["high"]) for r in last] == [
+        (pytest.approx(own[r["contestant"]].rating, abs=2e-3), pytest.approx(own[r["contestant"]].low, abs=2e-3),
+         pytest.approx(own[r["contestant"]].high, abs=2e-3)) for r in last
+    ]  # fmt: skip
+    assert convergence.agreement_by_round("round_robin", rounds, battles, "abcd", ties=ties)[-1]["value"] == 1
+
+
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     config = made_run(tmp_path / "run")
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
     assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / 'none'}]"]) == 2
     assert "no such file; the analysis needs it" in capsys.readouterr().err
-    elsewhere = made_run(tmp_path / "elsewhere", says="Mm.")
+    elsewhere = made_run(tmp_path / "elsewhere", says="Mm.", shown="whole sessions")
     assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
     assert "expected a run over the same sessions.jsonl" in capsys.readouterr().err
     strict = JudgeIdentity(name="strict", model="fake", rubric_version="2")
     other = [b.model_copy(update={"judge": strict}) for b in battles]
     records.write(elsewhere.parent / "battles.jsonl", other)
     assert cli.main(["analysis", str(config), f"repeated=[{elsewhere.parent}]"]) == 2
-    assert "was judged by strict" in capsys.readouterr().err
+    assert "was judged by strict (fake, prompt , rubric 2), this run by fake (fake, " in capsys.readouterr().err
     records.write(tmp_path / "run" / "battles.jsonl", [*battles[:-1], other[-1]])
     assert cli.main(["analysis", str(config)]) == 2
     assert "2 judges (fake fake 1 ; strict fake 2 )" in capsys.readouterr().err

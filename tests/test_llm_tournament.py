@@ -178,7 +178,8 @@ def test_analysis_of_a_judge_that_is_not_order_free(tmp_path: Path) -> None:
     consistency = {r["measure"]: r["value"] for r in found["tables"]["order_consistency"] if r["of"] == "measure"}
     assert consistency["overall"] == pytest.approx(table["order_consistency"], abs=1e-6)
     assert consistency["diversity"] == 1  # computed, so the order is nothing to it
-    assert found["judge"]["judge_also_plays"] == []
+    assert found["judge"]["judge_also_plays"] == [] and table["shown"] == "stage slices"
+    assert {row["shown"] for row in found["tables"]["position_bias"]} == {"stage slices"}
 
 
 def test_failed_judgements_have_a_reason_each(tmp_path: Path) -> None:

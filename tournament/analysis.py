@@ -24,12 +24,13 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.report_data import WORDS, unverified_clients
 from psychepass.run import StageRun, stage_run
-from psychepass.schema import Battle, Session
+from psychepass.schema import Battle, JudgeIdentity, Session
 from tournament import analysis_page, convergence, length_control, match_tables, ratings
+from tournament.llm_judge import but_for_seed
 from tournament.match_tables import Row
 from tournament.pairing import PairingName
+from tournament.slicing import SLICES, WHOLE
 
-SLICES, WHOLE = "stage slices", "whole sessions"
 HELDOUT = Path("heldout") / "summary.json"
 AUDIT = Path("audit") / "audit.json"
 EXPERTS = "agreement with experts (Table 3): no verdicts of experts are there; stage audit gives out sheets for them"
@@ -37,8 +38,9 @@ ORDER_FREE = "the judge scores each session alone, so both orders agree by const
 
 
 class AnalysisConfig(StageConfig):
-    """Further runs over the same sessions.jsonl, where there are any: `unsliced`, whose judge saw whole sessions one
-    after the other (before debiasing), and `repeated`, in each of which the same judge was asked again."""
+    """Further runs over the same sessions.jsonl, where there are any: `unsliced`, in which the same model saw whole
+    sessions one after the other (before debiasing), and `repeated`, in each of which the same judge was asked again,
+    with another seed: with the same one a server may repeat itself word by word."""
 
     unsliced: str | None = None
     repeated: list[str] = Field(default=[])
@@ -71,6 +73,7 @@ def inputs_of(config: AnalysisConfig) -> list[Path]:
     folder = Path(config.run)
     needed = [folder / "sessions.jsonl", folder / "ratings.json", folder / "battles.jsonl"]
     needed += [Path(other) / "battles.jsonl" for other in (config.unsliced, *config.repeated) if other]
+    needed += [Path(config.unsliced) / "ratings.json"] if config.unsliced else []
     for path in needed:
         if not path.is_file():
             stage = "simulate" if path.name == "sessions.jsonl" else "tournament"
@@ -93,8 +96,8 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
     tables = {
         "leaderboard": leaderboard(board),
         "experts": records.read_json(folder / AUDIT)["agreement"] if (folder / AUDIT).is_file() else [],
-        **_orders(battles, ranking, config),
-        **_convergence(battles, ranking, board.get("pairing", "swiss"), config.seed),
+        **_orders(battles, ranking, board.get("shown", SLICES), config),
+        **_convergence(battles, ranking, board, config.seed),
         "before_after": before_after(folder / HELDOUT),
         "one_sided": match_tables.one_sided(battles, ranking),
         "win_rates": match_tables.win_rates(battles, ranking),
@@ -140,11 +143,13 @@ def before_after(path: Path) -> list[Row]:
     return rows
 
 
-def _orders(battles: Sequence[Battle], ranking: Sequence[str], config: AnalysisConfig) -> dict[str, list[Row]]:
+def _orders(
+    battles: Sequence[Battle], ranking: Sequence[str], shown: str, config: AnalysisConfig
+) -> dict[str, list[Row]]:
     """What needs a second presentation: position bias, order consistency, repetition."""
-    ways = [(SLICES, battles)]
+    ways = [(shown, battles)]
     if config.unsliced:
-        ways.append((WHOLE, _of_same_sessions(battles, Path(config.unsliced) / "battles.jsonl")))
+        ways.append((WHOLE, _unsliced(battles, shown, Path(config.unsliced))))
     bias, consistency = [], []
     for way, of_way in ways:
         matches = match_tables.both_orders(of_way)
@@ -153,10 +158,42 @@ def _orders(battles: Sequence[Battle], ranking: Sequence[str], config: AnalysisC
             consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]
     again = [_of_same_sessions(battles, Path(other) / "battles.jsonl") for other in config.repeated]
     for other, of in zip(config.repeated, again, strict=True):
-        if of[0].judge != battles[0].judge:
-            raise UserError(f"repeated: {other} was judged by {of[0].judge.name}, not by this run's judge")
-    repeats = match_tables.repetition(battles, *again) if again else []
+        found, wanted = ([but_for_seed(j) for j in _judges(b[0])] for b in (of, battles))
+        if found != wanted:
+            raise UserError(
+                f"repeated: {other} was judged by {_told(found)}, this run by {_told(wanted)}; expected a run of the "
+                "same judge, whose seed alone may differ"
+            )
+    seeds = len({repr(_judges(of[0])) for of in (battles, *again)})
+    repeats = [{**row, "seeds": seeds} for row in match_tables.repetition(battles, *again)] if again else []
     return {"position_bias": bias, "order_consistency": consistency, "repetition": repeats}
+
+
+def _unsliced(battles: Sequence[Battle], shown: str, other: Path) -> list[Battle]:
+    """The battles of the run before debiasing; raises UserError where they say nothing of that."""
+    way = records.read_json(other / "ratings.json").get("shown", SLICES)
+    if (shown, way) != (SLICES, WHOLE):
+        raise UserError(
+            f"unsliced: the judges of {other} saw {way}, those of this run {shown}; expected {WHOLE} there (sliced: "
+            f"false) and {SLICES} here"
+        )
+    found = _of_same_sessions(battles, other / "battles.jsonl")
+    models = [[but_for_seed(j).model for j in _judges(b[0])] for b in (found, battles)]
+    if models[0] != models[1]:
+        raise UserError(
+            f"unsliced: {other} was judged by {'; '.join(models[0])}, this run by {'; '.join(models[1])}; what slices "
+            "change shows with the same models alone"
+        )
+    return found
+
+
+def _judges(battle: Battle) -> list[JudgeIdentity]:
+    """The judge, or each of those that voted."""
+    return [v.judge for v in battle.votes] or [battle.judge]
+
+
+def _told(judges: Sequence[JudgeIdentity]) -> str:
+    return "; ".join(f"{j.name} ({j.model}, prompt {j.prompt_hash}, rubric {j.rubric_version})" for j in judges)
 
 
 def _of_same_sessions(battles: Sequence[Battle], path: Path) -> list[Battle]:
@@ -168,15 +205,18 @@ def _of_same_sessions(battles: Sequence[Battle], path: Path) -> list[Battle]:
     return found
 
 
-def _convergence(battles: Sequence[Battle], ranking: Sequence[str], own: str, seed: int) -> dict[str, list[Row]]:
+def _convergence(
+    battles: Sequence[Battle], ranking: Sequence[str], board: Mapping[str, Any], seed: int
+) -> dict[str, list[Row]]:
+    own, ties = board.get("pairing", "swiss"), board.get("ties", {}).get("model", "half")
     designs = {own: convergence.rounds_of(battles)}
     if convergence.everybody_met(battles):
         others = (name for name in get_args(PairingName) if name != own)
         designs |= {name: convergence.replay(name, battles, seed) for name in others}
     by_round, agreement = [], []
     for design, rounds in designs.items():
-        by_round += convergence.ratings_by_round(design, rounds, ranking, seed)
-        agreement += convergence.agreement_by_round(design, rounds, battles, ranking, seed)
+        by_round += convergence.ratings_by_round(design, rounds, ranking, seed, ties)
+        agreement += convergence.agreement_by_round(design, rounds, battles, ranking, seed, ties)
     return {"ratings_by_round": by_round, "agreement_by_round": agreement}
 
 
@@ -194,14 +234,21 @@ def not_in_records(
             "rounds are compared with the run's own last ranking; a run with pairing=round_robin has both"
         )
     ways = {row["shown"] for row in tables["position_bias"]}
-    if SLICES not in ways:
+    if not ways:
         why = ORDER_FREE if order_free else "no match was judged in both orders"
         found["position_bias"] = f"position bias and order consistency (Figures 5 and 8): {why}"
-    if WHOLE not in ways and not order_free:
+    elif SLICES not in ways:
+        found["sliced"] = "position bias after slicing (Figure 5): this run's judges saw whole sessions"
+    if not any(WHOLE in way for way in ways) and not order_free:
         found["unsliced"] = "position bias before slicing (Figure 5): needs a run whose judge saw whole sessions"
     if not tables["repetition"]:
         why = ORDER_FREE if order_free else "needs a second run of the same judge over the same sessions"
         found["repetition"] = f"repetition stability: {why}"
+    elif tables["repetition"][0]["seeds"] == 1 and any(but_for_seed(j) != j for j in _judges(battles[0])):
+        found["repetition"] = (
+            "repetition stability: every run asked with the same seed, and a server that honours it repeats itself "
+            "word by word; a run whose judges have another seed says more"
+        )
     dropped = sorted(set(length_control.STYLE) - {row["feature"] for row in coefficients})
     if dropped:
         found["style"] = (

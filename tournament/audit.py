@@ -30,6 +30,7 @@ from psychepass.schema import SWAPPED, Session
 from tournament import audit_draw, audit_sheets
 from tournament.analysis import read_battles
 from tournament.audit_draw import Case, Shown
+from tournament.panel import also_plays
 from tournament.rater_agreement import JUDGE, Item, Row, agreement_rows
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -82,7 +83,8 @@ def export(config: AuditConfig) -> None:
     battles = read_battles(inputs[1])
     met = {i for b in battles for i in (b.session_a, b.session_b)}
     sessions = {s.id: s for s in records.iterate(inputs[0], Session) if s.id in met}
-    ranking = [row["contestant"] for row in records.read_json(inputs[2])["overall"]]
+    board = records.read_json(inputs[2])
+    ranking = [row["contestant"] for row in board["overall"]]
     named = {i for i, s in sessions.items() if audit_draw.names_itself(s)}
     matches = audit_draw.matches_of(battles, ranking)
     blind = [m for m in matches if not named & {m.first, m.second}]
@@ -94,6 +96,7 @@ def export(config: AuditConfig) -> None:
             return
         key = write_sheets(folder / "audit", cases, sessions, config)
         key |= {"judge": battles[0].judge.model_dump(mode="json"), "ranking": ranking}
+        key["judge_also_plays"] = board.get("judge_also_plays", [])
         key["matches"] = {"all": len(matches), "left_out_naming_a_model": len(matches) - len(blind)}
         records.write_json(folder / "audit" / "key.json", key)
         run.note(cases=len(cases), items=sum(len(c.dimensions) for c in cases), raters=len(config.raters))
@@ -200,6 +203,7 @@ def compose(key: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
     said = f"agreement of {len(raters)} raters with the judge and one another on {len(items)} items of {cases} cases"
     return {
         "judge": key["judge"],
+        "judge_also_plays": key.get("judge_also_plays", []),
         "raters": raters,
         "n_raters": len(raters),
         "n_items": len(items),
@@ -230,6 +234,7 @@ def told(found: Mapping[str, Any]) -> str:
     """The table that import prints."""
     judge = found["judge"]
     lines = [f"judge {judge['name']}, rubric {judge['rubric_version']}. {found['statement']}"]
+    lines += map(also_plays, found["judge_also_plays"])
     lines.append(f"Square brackets: 95 %, unit {found['unit']}; -: not bounded by these data.")
     lines.append(f"{'':<15} {'between':<26} {'kappa':<22} {'same verdict':<22} {'ties':<12} n")
     same = {(r["of"], r["name"], r["between"]): r for r in found["agreement"] if r["measure"] == "agreement"}

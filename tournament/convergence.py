@@ -65,16 +65,19 @@ def replay(name: PairingName, battles: Sequence[Battle], seed: int) -> Rounds:
     return played
 
 
-def ratings_by_round(design: str, rounds: Rounds, contestants: Sequence[str], seed: int = 0) -> list[Row]:
+def ratings_by_round(
+    design: str, rounds: Rounds, contestants: Sequence[str], seed: int = 0, ties: ratings.Ties = "half"
+) -> list[Row]:
     """A row a round and contestant: its overall rating from the rounds so far, with its interval. A round after which
-    somebody has no battle yet has no rows."""
+    somebody has no battle yet has no rows. `ties` as in the run's own ratings, which the last round then equals."""
     rows = []
     for number in range(1, len(rounds) + 1):
         so_far = [b for of_round in rounds[:number] for b in of_round]
         if len({n for b in so_far for n in (b.contestant_a, b.contestant_b)}) < len(contestants):
             continue
         clients, wins_CKNN = ratings.wins_by_client(so_far, contestants)
-        table = ratings.rate(wins_CKNN[:, :1], contestants, columns=["overall"], seed=seed)
+        ties_CK = ratings.ties_by_client(so_far)[:, :1] if ties == "davidson" else None
+        table = ratings.rate(wins_CKNN[:, :1], contestants, columns=["overall"], seed=seed, ties_CK=ties_CK)
         for row in table.ratings["overall"]:
             place = {"design": design, "round": number, "battles": 2 * len(so_far) / len(contestants)}
             ends = {"value": row.rating, "low": row.low, "high": row.high, "n": len(clients)}
@@ -83,23 +86,27 @@ def ratings_by_round(design: str, rounds: Rounds, contestants: Sequence[str], se
 
 
 def agreement_by_round(
-    design: str, rounds: Rounds, reference: Sequence[Battle], contestants: Sequence[str], seed: int = 0
+    design: str,
+    rounds: Rounds,
+    reference: Sequence[Battle],
+    contestants: Sequence[str],
+    seed: int = 0,
+    ties: ratings.Ties = "half",
 ) -> list[Row]:
     """A row a round: Kendall's tau of the ranking so far with the reference's.
 
     The interval holds 95 % of 1,000 resamples that weigh the clients of both by one Dirichlet(1, …, 1) draw; tau is
     cut at 1, so it may be one-sided. A round whose ratings are all equal ranks nobody and has no row.
     """
-    clients, all_CKNN = ratings.wins_by_client(reference, contestants)
+    clients = sorted({b.profile_id for b in reference})
     weights_BC = np.random.default_rng(seed).dirichlet(np.ones(len(clients)), size=RESAMPLES) * len(clients)
     weights_BC = np.vstack([np.ones(len(clients)), weights_BC])
-    final_BN = _theta(weights_BC, all_CKNN[:, 0])
+    final_BN = _theta(weights_BC, reference, contestants, ties)
     rows = []
     for number in range(1, len(rounds) + 1):
         so_far = [b for of_round in rounds[:number] for b in of_round]
-        of, wins_CKNN = ratings.wins_by_client(so_far, contestants)
-        chosen = [clients.index(c) for c in of]
-        theta_BN = _theta(weights_BC[:, chosen], wins_CKNN[:, 0])
+        of = sorted({b.profile_id for b in so_far})
+        theta_BN = _theta(weights_BC[:, [clients.index(c) for c in of]], so_far, contestants, ties)
         taus = [_tau(x, y) for x, y in zip(theta_BN, final_BN, strict=True)]
         if not np.isfinite(taus).all():
             continue
@@ -114,5 +121,12 @@ def _tau(x_N: np.ndarray, y_N: np.ndarray) -> float:
     return round(float(result.statistic), 9)
 
 
-def _theta(weights_BC: np.ndarray, wins_CNN: np.ndarray) -> np.ndarray:
-    return ratings.fit(np.tensordot(weights_BC, wins_CNN, axes=1))
+def _theta(
+    weights_BC: np.ndarray, battles: Sequence[Battle], contestants: Sequence[str], ties: ratings.Ties
+) -> np.ndarray:
+    """theta_BN of the overall verdicts; the weights are of the battles' clients in name order."""
+    _, wins_CKNN = ratings.wins_by_client(battles, contestants)
+    wins_BNN = np.tensordot(weights_BC, wins_CKNN[:, 0], axes=1)
+    if ties == "half":
+        return ratings.fit(wins_BNN)
+    return ratings.fit_davidson(wins_BNN, weights_BC @ ratings.ties_by_client(battles)[:, 0])[0]

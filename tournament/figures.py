@@ -22,6 +22,7 @@ HUES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#8C6D1F", GREY, INK)
 def draw(tables: Mapping[str, Sequence[Row]], ranking: Sequence[str], folder: Path) -> list[str]:
     """Save each figure whose tables have rows as PNG; returns the file names."""
     makers: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "table2_leaderboard": ("leaderboard", lambda: leaderboard(tables["leaderboard"], ranking)),
         "figure3_before_after": ("before_after", lambda: before_after(tables["before_after"])),
         "figure4_ratings_by_round": ("ratings_by_round", lambda: rounds(tables["ratings_by_round"], ranking)),
         "figure4_agreement_by_round": ("agreement_by_round", lambda: agreement(tables["agreement_by_round"])),
@@ -36,7 +37,12 @@ def draw(tables: Mapping[str, Sequence[Row]], ranking: Sequence[str], folder: Pa
             lambda: pairs(tables["order_consistency"], ranking, "the same verdict in both orders"),
         ),
         "experts": ("experts", lambda: experts(tables["experts"])),
-        "repetition": ("repetition", lambda: shares(tables["repetition"], "asked again, the same verdict")),
+        "repetition": (
+            "repetition",
+            lambda: shares(
+                tables["repetition"], f"asked again, the same verdict (judge seeds: {tables['repetition'][0]['seeds']})"
+            ),
+        ),
         "controlled_win_rates": ("controlled_win_rates", lambda: controlled(tables["controlled_win_rates"], ranking)),
     }
     made = []
@@ -54,6 +60,27 @@ def _ends(row: Row, label: str) -> tuple[str, float, float | None, float | None]
 
 def _interval(row: Row) -> str:
     return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−")
+
+
+def leaderboard(rows: Sequence[Row], ranking: Sequence[str]) -> Figure:
+    """Ratings with their intervals, a panel a measure on common axes, best contestants on top."""
+    across = 5
+    down = -(-len(ratings.COLUMNS) // across)
+    figure = Figure(figsize=(1.4 + 2.0 * across, down * (0.9 + 0.22 * len(ranking))), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, measure in zip(axes, ratings.COLUMNS, strict=False):
+        own = {r["contestant"]: r for r in rows if r["measure"] == measure}
+        found = [own[name] for name in ranking]
+        ax.hlines(range(len(found)), [r["low"] for r in found], [r["high"] for r in found], color=BLUE, linewidth=2)
+        ax.plot([r["value"] for r in found], range(len(found)), "o", color=BLUE, markersize=4)
+        ax.axvline(ratings.BASELINE, color=INK, linewidth=0.8, zorder=1)
+        ax.set_title(report_data.LABELS[measure])
+    for ax in axes[len(ratings.COLUMNS) :]:
+        ax.set_visible(False)
+    axes[0].set_yticks(range(len(ranking)), ranking)
+    axes[0].invert_yaxis()
+    figure.supxlabel(f"rating with 95 % interval ({rows[0]['n']} clients)")
+    return figure
 
 
 def before_after(rows: Sequence[Row]) -> Figure:

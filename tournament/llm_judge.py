@@ -10,7 +10,7 @@ are called "tie" and not 0, keys are the names of the dimensions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -32,9 +32,10 @@ from psychepass.schema import (
 from rollout_env.rubrics.diversity import diversity
 from tournament.judge_reply import NoVerdict, is_unicode, output_format, read_reply
 from tournament.reference_judge import verdict
-from tournament.slicing import present
+from tournament.slicing import SLICES, WHOLE, present
 
 PROMPTS = Path(__file__).parent / "prompts"
+SEED = re.compile(r", seed -?\d+\)$")  # the end of a JudgeIdentity's model
 SLICES_VERSION = 1  # raise it with any change of what slicing.present shows
 TRIES = 2
 OVERFLOW = "context overflow"
@@ -43,7 +44,8 @@ OVERFLOW = "context overflow"
 class JudgeEntry(Config):
     """A judge. `family` as a contestant's: a judge that shares it with a contestant is named in every report.
 
-    `sampling.max_tokens` bounds the reply, thoughts included; `seed` sets judges apart that differ in nothing else.
+    `sampling.max_tokens` bounds the reply, thoughts included; `seed` sets judges apart that differ in nothing else, and
+    two runs of one judge, whose repetition stability stage analysis then measures.
     `sliced: false` shows it whole sessions one after the other, to measure the position bias that slices lessen.
     """
 
@@ -131,6 +133,16 @@ class LLMJudge:
         told = f"computed: mean Distinct-1 and Distinct-2 {value_a:.6f} (A) and {value_b:.6f} (B)"
         reason = f"{told}; a tie within {self.tau_diversity:.6f}"
         return Verdict(winner=verdict(value_a - value_b, self.tau_diversity), reason=reason)
+
+
+def shown_by(judges: Iterable[LLMJudge]) -> str:
+    """How these judges see two sessions: slicing.SLICES, slicing.WHOLE, or both of them."""
+    return " and ".join(sorted({SLICES if j.entry.sliced else WHOLE for j in judges}))
+
+
+def but_for_seed(judge: JudgeIdentity) -> JudgeIdentity:
+    """The judge as another seed would have it: asked again with one seed, a server may repeat itself word by word."""
+    return judge.model_copy(update={"model": SEED.sub(")", judge.model)})
 
 
 def judge_prompt(a: Session, b: Session, sliced: bool = True) -> str:

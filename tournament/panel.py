@@ -128,3 +128,8 @@ def also_playing(judges: Sequence[LLMJudge], contestants: Sequence[Identity]) ->
             if same:
                 found.append({"judge": judge.entry.name, "contestant": c.name, "same": " and ".join(same)})
     return found
+
+
+def also_plays(found: Mapping[str, str]) -> str:
+    """One of `also_playing`, for the person who reads."""
+    return f"judge {found['judge']} also plays: it and contestant {found['contestant']} share {found['same']}"

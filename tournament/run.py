@@ -31,9 +31,9 @@ from tournament.journal import Journal
 from tournament.judge import Outcome
 from tournament.leaderboard import leaderboard
 from tournament.lexicon import LexiconName
-from tournament.llm_judge import JudgeEntry, JudgeReply
+from tournament.llm_judge import JudgeEntry, JudgeReply, shown_by
 from tournament.pairing import PairingName
-from tournament.panel import Panel, also_playing
+from tournament.panel import Panel, also_playing, also_plays
 from tournament.planned_judgements import planned_judgements
 from tournament.play import in_turn, play
 from tournament.reference_judge import ReferenceJudge, calibrate
@@ -99,6 +99,8 @@ def main(config_path: str, overrides: list[str]) -> None:
             outcomes = journal.outcomes()
         made = rated(config, entered, outcomes, reference["judge"], panel)
         records.write_json(run.dir / "ratings.json", made)
+        for found in made.get("judge_also_plays", ()):
+            say(f"tournament: {also_plays(found)}")
         run.note(**{k: made[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
 
@@ -149,6 +151,7 @@ def rated(
     made |= {"pairing": config.pairing, "rounds": entered.rounds}
     if panel:
         made["judges"] = [j.identity.model_dump(mode="json") for j in panel.judges]
+        made["shown"] = shown_by(panel.judges)
         made["judge_also_plays"] = also_playing(panel.judges, entered.field.identities())
     return made
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from psychepass.schema import Phase, Session, Turn
 
+SLICES, WHOLE = "stage slices", "whole sessions"  # the two ways of `present`
 STAGE_NAMES = {
     Phase.ALLIANCE: "building the alliance",
     Phase.PATTERN: "finding the pattern",

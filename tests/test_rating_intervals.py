@@ -9,9 +9,9 @@ import pytest
 
 from tests.test_ratings import simulated
 from tournament import rating_intervals
-from tournament.bradley_terry import fit
+from tournament.bradley_terry import fit, left_open
 from tournament.prediction import calibration
-from tournament.ratings import rate
+from tournament.ratings import rate, rating_scale
 
 
 def test_groups_are_the_largest_sets_not_told_apart():
@@ -23,12 +23,50 @@ def test_groups_are_the_largest_sets_not_told_apart():
 
 
 def test_a_difference_that_every_client_shows_tells_apart_and_ties_do_not():
-    wins_C1NN = np.zeros((5, 1, 3, 3))
+    wins_C1NN = np.zeros((12, 1, 3, 3))
     wins_C1NN[:, 0, 0, 1:] = 2
     wins_C1NN[:, 0, [1, 2], [2, 1]] = 0.5
     table = rate(wins_C1NN, ["best", "b", "c"], columns=["overall"])
     assert table.groups["overall"] == [["best"], ["b", "c"]]
     assert [(r.rank_low, r.rank_high) for r in table.ratings["overall"]] == [(1, 1), (2, 3), (2, 3)]
+
+
+def test_few_clients_that_agree_do_not_tell_apart():
+    """Three clients, each for the first: as likely as one in four where both are equal."""
+    wins_C1NN = np.zeros((3, 1, 2, 2))
+    wins_C1NN[:, 0, 0, 1] = 2
+    table = rate(wins_C1NN, ["x", "y"], columns=["overall"])
+    assert table.graph["overall"] == "separable" and table.groups["overall"] == [["x", "y"]]
+    first, second = table.ratings["overall"]
+    assert first.low < second.rating < first.rating and (first.rank_low, first.rank_high) == (1, 2)
+
+
+@pytest.mark.parametrize(("clients", "contestants", "gap"), [(8, 2, 1.5), (3, 2, 1.5), (8, 4, 1.5), (40, 2, 4.0)])
+def test_intervals_cover_where_all_clients_may_agree(clients, contestants, gap):
+    """Clients alone would not: where none of them dissents, leaving one out changes nothing."""
+    strengths, repeats = [gap * i for i in range(contestants)], 120
+    truth_N = rating_scale(fit(simulated(20_000, strengths, seed=99).mean(axis=0) * clients)[0])
+    held, separable = [], 0
+    for seed in range(repeats):
+        table = rate(simulated(clients, strengths, seed), list("abcd")[:contestants], columns=["overall"])
+        rows = {r.contestant: r for r in table.ratings["overall"]}
+        held += [rows[n].low <= truth <= rows[n].high for n, truth in zip("abcd", truth_N, strict=False)]
+        separable += table.graph["overall"] == "separable"
+    assert np.mean(held) >= 0.93 and separable > 0.04 * repeats
+
+
+def test_what_data_leave_open_by_hand():
+    """x won all of 8 against y: (v + s, -v; -v, v + s), v = 8 P(1 - P), s the prior's; groups move as a whole."""
+    theta_N, met_NN = np.array([1.4, -1.4]), np.array([[0, 8], [8, 0]])
+    wins_NN = np.array([[0.0, 8.0], [0.0, 0.0]])
+    v, s = 8 * math.exp(-2.8) / (1 + math.exp(-2.8)) ** 2, math.exp(-1.4) / (1 + math.exp(-1.4)) ** 2
+    open_NN = left_open(theta_N, wins_NN, met_NN)
+    assert open_NN[0, 0] + open_NN[1, 1] - 2 * open_NN[0, 1] == pytest.approx(2 / (2 * v + s))
+    assert not left_open(theta_N, wins_NN + wins_NN.T, met_NN).any()
+    pairs_NN = np.array([[0, 1, 2, 2], [1, 0, 2, 2], [0, 0, 0, 1], [0, 0, 1, 0.0]])
+    of_two = left_open(np.array([2.0, 2.0, -2.0, -2.0]), pairs_NN, pairs_NN + pairs_NN.T)
+    assert of_two[0] == pytest.approx(of_two[1]) and of_two[2] == pytest.approx(of_two[3])
+    assert of_two[0, 0] == pytest.approx(-of_two[0, 2]) and of_two[0, 0] > 0.1
 
 
 @pytest.mark.parametrize("clients", [8, 40])

@@ -74,12 +74,14 @@ def test_a_population_gives_its_own_large_sample_value() -> None:
 def test_quick_parts_write_flat_figures(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(benchmark, "CLIENTS", (8,))
     path = tmp_path / "figures.json"
-    for part in ("speed", "separable"):
+    for part in ("speed", "separable", "small"):
         assert benchmark.main(["--quick", "--part", part, "--json", str(path)]) == 0
         found = {f["name"]: f for f in json.loads(path.read_text())}
         assert all(set(f) == {"name", "value", "low", "high", "n"} and math.isfinite(f["high"]) for f in found.values())
         if part == "separable":
             assert found["separable/flagged, without a finite maximum"]["value"] == 1
             assert found["separable/flagged, with one"]["value"] == 0
+        elif part == "small":
+            assert found["small/3 contestants, 8 clients/ratings covered"]["value"] >= 0.9
         else:
             assert found["speed/12 dimensions x 50 resamples/largest difference of theta"]["value"] < 1e-6

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
 
 PRIOR_TIES = 1.0
 STEPS, HALVINGS = 200, 40
@@ -224,3 +225,22 @@ def win_graph(wins_NN: np.ndarray) -> Graph:
     if connected(wins_NN[None])[0]:
         return "ok"
     return "separable" if connected_components(wins_NN > 0, directed=False)[0] == 1 else "disconnected"
+
+
+def left_open(
+    theta_N: np.ndarray, wins_NN: np.ndarray, met_NN: np.ndarray, nu: float = 0.0, prior_ties: float = PRIOR_TIES
+) -> np.ndarray:
+    """Covariance [N, N] of theta, mean taken away, in what the data alone leave open; zero where win_graph is ok.
+
+    Where one group won every battle against another, no client says otherwise: the spread over clients is nothing, and
+    yet the distance has no upper end. How far the groups (strongly connected parts of the win graph) are shifted
+    against each other is known by the likelihood's curvature and the prior alone (Laplace's approximation at the
+    maximum; the true posterior reaches farther outwards). met_NN counts the independent verdicts of each pair.
+    """
+    groups, group_N = connected_components(wins_NN > 0, connection="strong")
+    member_NG = np.eye(groups)[group_N]
+    told_NN = met_NN * _moments(theta_N[:, None] - theta_N, nu)[2]
+    precision_NN = np.diag(told_NN.sum(axis=1) + prior_ties * expit(theta_N) * expit(-theta_N)) - told_NN
+    shifts_GG = np.linalg.inv(member_NG.T @ precision_NN @ member_NG)
+    centred_NG = member_NG - member_NG.mean(axis=0)
+    return centred_NG @ shifts_GG @ centred_NG.T

@@ -52,10 +52,17 @@ class Spread:
     apart_NN: np.ndarray
 
 
-def spread(rating_N: np.ndarray, resampled_BN: np.ndarray, n_clients: int, seed: int = 0) -> Spread:
+def spread(
+    rating_N: np.ndarray,
+    resampled_BN: np.ndarray,
+    n_clients: int,
+    seed: int = 0,
+    open_NN: np.ndarray | None = None,
+) -> Spread:
     """Intervals of one column's ratings and ranks at 95 %; `resampled_BN` by client_weights, with the same seed.
 
     jackknife-t: rating ± t(C - 1) times the jackknife's standard error. dirichlet-bootstrap: percentiles.
+    open_NN is a covariance that the clients cannot show (bradley_terry.left_open): it is added to theirs.
     A rank interval of contestant i is 1 + (those shown above i) to N - (those shown below i), where each difference
     to i has a half-width of c_i standard errors, and c_i is the 95 % quantile of the largest |t(C - 1)| of all N - 1:
     so the interval holds the true rank in 95 % of cases (Mogstad, Romano, Shaikh and Wilhelm 2024, Rev. Econ. Stud.
@@ -64,20 +71,26 @@ def spread(rating_N: np.ndarray, resampled_BN: np.ndarray, n_clients: int, seed:
     """
     gap_NN = rating_N[:, None] - rating_N
     rng = np.random.default_rng([seed, 1])  # apart from the weights' draws
+    open_NN = np.zeros_like(gap_NN) if open_NN is None else open_NN
+    shift_FN = np.zeros((RESAMPLES, len(rating_N)))
+    if open_NN.any():
+        shift_FN = rng.multivariate_normal(np.zeros(len(rating_N)), open_NN, size=RESAMPLES)
     chi_F1 = np.sqrt(rng.chisquare(n_clients - 1, size=(RESAMPLES, 1)) / (n_clients - 1))
     deviations_BN = resampled_BN - resampled_BN.mean(axis=0)
     if method_for(n_clients) == "jackknife-t":
         deviations_BN *= np.sqrt((n_clients - 1) / n_clients)
-        half_N = distributions.t.ppf((1 + LEVEL) / 2, n_clients - 1) * np.sqrt((deviations_BN**2).sum(axis=0))
+        error_N = np.sqrt((deviations_BN**2).sum(axis=0) + np.diag(open_NN))
+        half_N = distributions.t.ppf((1 + LEVEL) / 2, n_clients - 1) * error_N
         low_N, high_N = rating_N - half_N, rating_N + half_N
         draws_FN = rng.standard_normal((RESAMPLES, n_clients)) @ deviations_BN  # with the jackknife's covariance
         variance_NN = ((deviations_BN[:, :, None] - deviations_BN[:, None]) ** 2).sum(axis=0)
     else:
-        low_N, high_N = np.percentile(resampled_BN, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
+        low_N, high_N = np.percentile(resampled_BN + shift_FN, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
         draws_FN = deviations_BN * np.sqrt((n_clients + 1) / (n_clients - 1))  # Dirichlet weights vary by less
         variance_NN = ((draws_FN[:, :, None] - draws_FN[:, None]) ** 2).mean(axis=0)
-    error_NN = np.sqrt(variance_NN)
-    draws_FN = draws_FN / chi_F1
+    open_N = np.diag(open_NN)
+    error_NN = np.sqrt(variance_NN + np.maximum(open_N[:, None] + open_N - 2 * open_NN, 0))
+    draws_FN = (draws_FN + shift_FN) / chi_F1
     largest_FN = _largest_t(draws_FN, error_NN)
     of_one_N = np.quantile(largest_FN, LEVEL, axis=0)
     of_all = np.quantile(largest_FN.max(axis=1), LEVEL)

@@ -19,7 +19,7 @@ import numpy as np
 from psychepass.errors import UserError
 from psychepass.schema import Battle, Dimension, JudgeIdentity, Rating, Verdict
 from tournament import rating_intervals as intervals
-from tournament.bradley_terry import Graph, connected, fit, fit_davidson, win_graph
+from tournament.bradley_terry import Graph, connected, fit, fit_davidson, left_open, win_graph
 
 BASELINE = 100.0
 XI = 400 / math.log(10)
@@ -108,9 +108,9 @@ def rate(
 ) -> Table:
     """Ratings with 95 % intervals over clients, rank intervals and groups (rating_intervals.spread), best first.
 
-    With ties_CK, the number of ties among the verdicts, by Davidson's model. Where the graph is not ok an interval
-    shows the prior as much as the data; where all verdicts are ties it has no width and shows nothing (see the tie
-    rate).
+    With ties_CK, the number of ties among the verdicts, by Davidson's model. Where the graph is not ok, intervals also
+    hold what the data leave open (bradley_terry.left_open), and show the prior as much as the data; where all verdicts
+    are ties they have no width and show nothing (see the tie rate).
 
     Raises:
         ValueError: fewer than two clients or contestants, two of one name, or a contestant without a battle.
@@ -122,9 +122,11 @@ def rate(
     weights_BC = intervals.client_weights(len(wins_CKNN), seed)
     theta_BKN = _refitted(weights_BC, wins_CKNN, ties_CK, full_KN)
     ratings, groups = {}, {}
+    met_KNN = (wins_CKNN + wins_CKNN.swapaxes(2, 3) > 0).sum(axis=0)  # two orders of one match are not independent
     for k, column in enumerate(columns):
         full_N, resampled_BN = rating_scale(full_KN[k]), rating_scale(theta_BKN[:, k])
-        of = intervals.spread(full_N, resampled_BN, len(wins_CKNN), seed)
+        open_NN = XI**2 * left_open(full_KN[k], wins_KNN[k], met_KNN[k], 0.0 if nu_K is None else float(nu_K[k]))
+        of = intervals.spread(full_N, resampled_BN, len(wins_CKNN), seed, open_NN)
         numbers = (full_N, of.low_N, of.high_N, of.rank_low_N, of.rank_high_N)
         ratings[column] = _rows(contestants, wins_KNN[k], *numbers)
         ranking = [list(contestants).index(r.contestant) for r in ratings[column]]

@@ -39,6 +39,7 @@ CONTESTANTS = 12
 SPREAD = 1.5  # strengths reach from -1.5 to 1.5: ratings from -160 to 360
 CLIENT_SD = 0.7
 CLIENTS = (8, 16, 100)
+SMALL_FIELDS, SMALL_GAP = (2, 3, 4), 3.0  # contestants, and how far neighbours are apart: clients often agree wholly
 
 
 def alone(name: str, value: float, n: int) -> Figure:
@@ -175,13 +176,26 @@ def coverage(args: argparse.Namespace) -> list[Figure]:
     return figures
 
 
+def small(args: argparse.Namespace) -> list[Figure]:
+    """As `coverage` in fields so small that all clients may agree: what such data leave open is in the intervals."""
+    tournaments, clients = (40, 300) if args.quick else (1_000, 4_000)
+    figures = []
+    for contestants in SMALL_FIELDS:
+        people = population(clients, SMALL_GAP * np.arange(float(contestants))[None], CLIENT_SD)
+        for n in CLIENTS[:2]:
+            found = covered(people, n, tournaments, davidson=False)
+            figures += [Figure(f"small/{contestants} contestants, {n} clients/{k}", *ends) for k, ends in found.items()]
+            print(*map(readable, figures[-len(found) :]), sep="\n", flush=True)
+    return figures
+
+
 def covered(people: Population, clients: int, tournaments: int, davidson: bool) -> dict[str, tuple]:
     """Shares over contestants, then tournaments, with intervals over tournaments."""
     truth_N = rating_scale(people.large_sample_theta(clients, davidson))
     rank_N = 1 + (truth_N > truth_N[:, None] + 1e-6).sum(axis=1)
-    names = [str(i) for i in range(CONTESTANTS)]
+    names = [str(i) for i in range(len(truth_N))]
     rng = np.random.default_rng(clients)
-    holds_TN, ranks_TN, widths_T = [], [], []
+    holds_TN, ranks_TN, widths_T, flagged = [], [], [], 0
     for seed in range(tournaments):
         played = people.draw(clients, rng)
         table = rate(played.wins_CKNN, names, ["overall"], seed, played.ties_CK if davidson else None)
@@ -189,9 +203,11 @@ def covered(people: Population, clients: int, tournaments: int, davidson: bool) 
         holds_TN.append([of[n].low <= t <= of[n].high for n, t in zip(names, truth_N, strict=True)])
         ranks_TN.append([of[n].rank_low <= r <= of[n].rank_high for n, r in zip(names, rank_N, strict=True)])
         widths_T.append(np.mean([r.high - r.low for r in of.values()]))
+        flagged += table.graph["overall"] != "ok"
     worst = exact_binomial(int(np.min(np.sum(holds_TN, axis=0))), tournaments)
     found = {"ratings covered": share_interval(np.mean(holds_TN, axis=1)), "worst contestant": worst}
     found["ranks covered"] = share_interval(np.mean(ranks_TN, axis=1))
+    found["without a finite maximum"] = exact_binomial(flagged, tournaments)
     numbers = {name: (i.value, i.low, i.high, tournaments) for name, i in found.items()}
     ends = np.quantile(widths_T, [0.5, 0.1, 0.9]).tolist()
     return numbers | {"width, median with 10 % and 90 % quantiles": (*ends, tournaments)}
@@ -221,6 +237,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "speed": speed,
     "separable": separable,
     "coverage": coverage,
+    "small": small,
 }
 
 
@@ -239,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, part in PARTS.items():
         if args.part in (None, name):
             found = part(args)
-            if name != "coverage":
+            if name not in ("coverage", "small"):  # these print as they go
                 print(*map(readable, found), sep="\n", flush=True)
             figures += found
     if args.json:

@@ -79,7 +79,7 @@ class Phase(IntEnum):
 def content_hash(value: Any) -> str:
     """16 hex digits of SHA-256 over canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Frozen(BaseModel):

@@ -6,8 +6,6 @@ import re
 from functools import cache
 from typing import Any
 
-import jieba
-import jieba.posseg
 import tldextract
 from faker import Faker
 from presidio_analyzer import EntityRecognizer, Pattern, PatternRecognizer, RecognizerResult
@@ -24,10 +22,10 @@ from presidio_analyzer.predefined_recognizers import (
     UsSsnRecognizer,
 )
 
+from psychepass.words import jieba
 from rollout_env import deidentify as d
 from rollout_env.profile_records import Language
 
-jieba.setLogLevel(60)
 SUFFIXES = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())  # the list it ships: Presidio would fetch one
 JIEBA_KINDS = {"ns": "LOCATION", "nt": "ORGANIZATION"}
 ENTITIES = ["PERSON", "LOCATION", "ORGANIZATION"]
@@ -84,7 +82,7 @@ class _ChineseNames(EntityRecognizer):
 
     def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
         found, at = [], 0
-        for pair in jieba.posseg.cut(text):
+        for pair in jieba().posseg.cut(text):
             word, start, at = pair.word, at, at + len(pair.word)
             kind = "PERSON" if pair.flag.startswith("nr") and _is_name(word) else JIEBA_KINDS.get(pair.flag)
             if kind:

@@ -51,23 +51,19 @@ class ErrorBody:
 def parse_body(data: bytes) -> dict[str, Any] | None:
     """A JSON object, or None. Each text in it can be written: see `whole`."""
     try:
-        body = _whole(json.loads(data))
+        body = whole(json.loads(data))
     except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
 
 
-def whole(text: str) -> str:
-    """The text with U+FFFD for half of a character, which JSON can hold ("\\ud800") and UTF-8 cannot."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """A JSON value with U+FFFD for half of a character, which JSON can hold ("\\ud800") and UTF-8 cannot."""
     if isinstance(value, str):
-        return whole(value)
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {whole(k): _whole(v) for k, v in value.items()}
-    return [_whole(v) for v in value] if isinstance(value, list) else value
+        return {whole(k): whole(v) for k, v in value.items()}
+    return [whole(v) for v in value] if isinstance(value, list) else value
 
 
 def error_of(body: dict[str, Any]) -> ErrorBody | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from psychepass.completion import whole
 from psychepass.config import describe
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message, Profile, Script, ScriptDraft
@@ -77,7 +78,7 @@ def read_script(text: str, profile: Profile, bank: Bank) -> tuple[Script | None,
     """The script of what a model sent, or its faults in words."""
     fence = FENCE.match(text.strip())
     try:
-        tree = json.loads(fence.group(1) if fence else text)
+        tree = whole(json.loads(fence.group(1) if fence else text))
     except ValueError as e:
         return None, (f"not one JSON object: {e}",)
     try:

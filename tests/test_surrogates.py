@@ -13,7 +13,7 @@ from psychepass.cli import main as cli
 from psychepass.completion import parse_body, whole
 from psychepass.endpoint import text_tokens
 from psychepass.ledger import read_calls
-from psychepass.schema import Battle, ScriptDraft, Session, content_hash
+from psychepass.schema import Battle, Session, content_hash
 from rollout_env.script_source import bank_named
 from rollout_env.script_writer import read_script
 from tests import chinese_client
@@ -113,12 +113,12 @@ def test_judges(tmp_path: Path, where: str) -> None:
         assert {r.attempt for r in read(run, "judge_replies.jsonl")} == {0, 1}
 
 
-def test_a_script_with_half_a_character_has_a_fault_that_can_be_written() -> None:
+def test_a_script_with_half_a_character_can_be_written() -> None:
     tree = chinese_client.lines()
-    tree["phases"][0]["lines"][0]["say"] = HALF
+    tree["phases"][0]["lines"][1]["say"] = HALF
     script, faults = read_script(json.dumps(tree), chinese_client.PROFILE, bank_named("common"))
-    assert script is None and faults
-    ScriptDraft(profile_id="lin-jing", attempt=0, text=json.dumps(tree), faults=faults)
+    assert script is not None and script.turns[1].client.trigger == KEPT and not faults
+    assert json.loads(records.dumps(script))["id"] == script.id
 
 
 def test_an_error_that_has_half_a_character_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import spacy
 
 from psychepass.errors import UserError
 from rollout_env.deidentify import PLACEHOLDER, DeIdentifier, cn_id_is_valid
+from rollout_env.profile_records import Language
+from tests.benchmarks.identifiers import LANGUAGES, filled, measure
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +147,18 @@ def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
     with pytest.raises(UserError, match=r"stage profiles needs the package presidio_analyzer .*pip install"):
         DeIdentifier()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_benchmark_counts_names_found_and_what_is_too_much(tool: DeIdentifier, language: Language):
+    figures = {f.name.split(": ", 1)[1]: f for f in measure(tool, language, quick=True)}
+    assert all(f.low <= f.value <= f.high and f.n > 0 for f in figures.values())
+    assert figures["place: found"].value > 0.5 and figures["employer: found"].value > 0.5
+    nothing = DeIdentifier()
+    nothing.find = lambda text, language, names: []  # type: ignore[method-assign]
+    blind = {f.name.split(": ", 1)[1]: f for f in measure(nothing, language, quick=True)}
+    assert {f.value for f in blind.values()} == {0.0} and set(blind) == set(figures)
+    cases = list(filled(language, "test"))
+    names = {c.text[c.start : c.end] for c in cases}
+    tuned = {c.text[c.start : c.end] for c in filled(language, "tuning") if not c.made_up}
+    assert not tuned & {c.text[c.start : c.end] for c in cases if not c.made_up} and len(names) > 20

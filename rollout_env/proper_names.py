@@ -33,7 +33,7 @@ INSIDE = re.compile(r"[a-z][\"'”’)]? [\"'“‘(]?$")  # a sentence goes on 
 GOES_ON = re.compile(r"['’]?s? [a-z]")
 ORGANISATION = re.compile(rf"\b(?:{'|'.join(LISTS['organisations'].split())})\b")
 WORKS = re.compile(
-    rf"\b(?:{'|'.join(LISTS['working'])})\b[^.!?;\n]{{0,30}}? (?:at|for|with|by|from|to|in|of|into) "
+    rf"\b(?:{'|'.join(LISTS['working'])})\b[^.!?;\n]{{0,30}}? (?:at|for|with|by|from|to|into|in|of) "
     r"(?:the |a |an |my |our |their )?$|\b(?:joined|quit) (?:the )?$"
 )
 PLACED = re.compile(

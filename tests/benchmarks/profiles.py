@@ -11,7 +11,6 @@ only: no text of a row is printed or written; a count stands for itself, and n i
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from rollout_env.profile_seeds import make_seeds
 from rollout_env.profile_selection import near_duplicates
 from rollout_env.profile_sources import SourceEntry
 from tests.benchmarks import identifiers
+from tests.benchmarks.figures import benchmark_parser
 from tests.benchmarks.identifiers import LANGUAGES
 
 SHARED = Path(os.environ.get("PSYCHEPASS_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -55,9 +55,7 @@ def measure(kind: str, path: Path, tool: DeIdentifier) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser = benchmark_parser(__doc__, quick="less of everything, under a minute")
     parser.add_argument("--spacy-en", default="", help="name of an installed English spaCy pipeline")
     parser.add_argument("--spacy-zh", default="", help="name of an installed Chinese spaCy pipeline")
     args = parser.parse_args()

@@ -49,12 +49,21 @@ class ErrorBody:
 
 
 def parse_body(data: bytes) -> dict[str, Any] | None:
-    """A JSON object, or None."""
+    """A JSON object, or None. Each text in it can be written: see `whole`."""
     try:
-        body = json.loads(data)
-    except ValueError:
+        body = whole(json.loads(data))
+    except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
+
+
+def whole(value: Any) -> Any:
+    """A JSON value with U+FFFD for half of a character, which JSON can hold ("\\ud800") and UTF-8 cannot."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {whole(k): whole(v) for k, v in value.items()}
+    return [whole(v) for v in value] if isinstance(value, list) else value
 
 
 def error_of(body: dict[str, Any]) -> ErrorBody | None:

@@ -108,7 +108,7 @@ def _keys(tree: Any) -> Iterator[str]:
 
 def text_tokens(text: str) -> int:
     """An estimate without a tokenizer, which an endpoint does not offer."""
-    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
+    return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN)
 
 
 def prompt_tokens(messages: Iterable[Message]) -> int:

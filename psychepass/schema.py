@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -79,7 +81,7 @@ class Phase(IntEnum):
 def content_hash(value: Any) -> str:
     """16 hex digits of SHA-256 over canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Frozen(BaseModel):
@@ -97,15 +99,22 @@ class Record(Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
 
     @computed_field
-    @property
+    @cached_property
     def id(self) -> str:
         exclude = self.UNHASHED_FIELDS | {"id"}
         return content_hash(self.model_dump(mode="json", exclude=set(exclude)))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash over the inputs (KEY_FIELDS): two records of one key answer the same request."""
         return content_hash(self.model_dump(mode="json", include=set(self.KEY_FIELDS)))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; the copy makes its own hashes, for its content may be another."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("id", "key"):
+            vars(copied).pop(name, None)
+        return copied
 
     @model_validator(mode="wrap")
     @classmethod

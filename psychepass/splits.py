@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import get_args
@@ -10,8 +9,10 @@ from typing import get_args
 from psychepass.config import Config
 from psychepass.errors import UserError
 from psychepass.schema import Profile, Script, Session
+from psychepass.words import runs
 
 Split = str
+RUN_WORDS = 8  # in a row, that the held-out set may not share with the rest
 SPLITS: tuple[str, ...] = get_args(Session.model_fields["split"].annotation)
 
 
@@ -38,22 +39,9 @@ class Splits(Config):
         return dict(every)
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words with their apostrophes."""
-    return re.findall(r"[a-z0-9']+|[\u4e00-\u9fff]", text.lower())
-
-
-def shared_runs(left: Iterable[str], right: Iterable[str], length: int = 8) -> set[str]:
-    """Runs of `length` words that stand in a text of both sides."""
-
-    def runs(texts: Iterable[str]) -> set[str]:
-        found = set()
-        for text in texts:
-            ws = words(text)
-            found |= {" ".join(ws[i : i + length]) for i in range(len(ws) - length + 1)}
-        return found
-
-    return runs(left) & runs(right)
+def shared_runs(left: Iterable[str], right: Iterable[str], length: int = RUN_WORDS) -> set[str]:
+    """Runs of `length` words (psychepass/words.py) that stand in a text of both sides."""
+    return runs(left, length) & runs(right, length)
 
 
 def check_heldout(scripts: Iterable[Script], split_of: Mapping[str, Split]) -> None:
@@ -70,7 +58,9 @@ def check_heldout(scripts: Iterable[Script], split_of: Mapping[str, Split]) -> N
         (held if split_of[script.profile_id] == "heldout" else rest).extend(t.client.trigger for t in script.turns)
     shared = shared_runs(held, rest)
     if shared:
-        raise UserError(f"held-out clients share {len(shared)} runs of 8 words with the rest, e.g. {min(shared)!r}")
+        raise UserError(
+            f"held-out clients share {len(shared)} runs of {RUN_WORDS} words with the rest, e.g. {min(shared)!r}"
+        )
 
 
 def unverified(profiles: Iterable[Profile]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 from psychepass.schema import Dimension, PreferencePair, Session, Side
 from psychepass.stats import Interval, share_interval
+from psychepass.words import word_count
 from reward_model.data import Ask
 from reward_model.inputs import family_of
 from training.pairs import REWARDED
@@ -139,7 +140,7 @@ def longer_margin(sessions: Sessions) -> Margin:
 
     def words(side: Side) -> float:
         replies = [t.therapist for t in sessions[side.session].turns if t.turn in side.turns]
-        return sum(len(r.split()) for r in replies) / len(replies)
+        return sum(map(word_count, replies)) / len(replies)
 
     return lambda pair: words(pair.chosen) - words(pair.rejected)
 

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from tqdm import tqdm
 
 from psychepass import records
+from psychepass.completion import whole
 from psychepass.config import StageConfig, describe, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
@@ -139,7 +140,7 @@ def groups_of(file: Path, dimensions: Sequence[str]) -> Iterator[tuple[int, Scor
                 continue
             where = f"{file}, line {number}"
             try:
-                row = json.loads(line)
+                row = whole(json.loads(line))
             except ValueError as e:
                 raise UserError(f"{where}: not JSON ({e}): {line[:80]!r}") from e
             yield number, group_of(row, dimensions, where)

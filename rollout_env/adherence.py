@@ -20,11 +20,12 @@ import re
 import yaml
 
 from psychepass.schema import Dimension, ScriptTurn
-from psychepass.splits import words
+from psychepass.words import signs
 from rollout_env.banks import DATA
 from rollout_env.script_lint import CRISIS_DETAIL, EMPTY_WORDS, METHOD, spoken_words, stem
 
-# Of the script's lines, 24 of 37,440 reach this share with the line of another turn of their client.
+# Of the script's lines, 24 of 37,440 reach this share with the line of another turn of their client; of the Chinese
+# client's in the tests, 5 of 1,560 (2 if words were jieba's, which know a paraphrase less often).
 TRIGGER_SHARE = 0.5
 LEAST_BOUND_WORDS = 60
 METHOD_DETAIL, UNREADABLE = "method detail", "unreadable"
@@ -43,7 +44,7 @@ LABEL = re.compile(
 
 def content(text: str) -> set[str]:
     """What a text says, apart from its function words: stems of words, Chinese characters."""
-    return {stem(w) for w in words(text.replace("’", "'")) if w not in FUNCTION_WORDS and w.strip("'")}
+    return {stem(w) for w in signs(text.replace("’", "'")) if w not in FUNCTION_WORDS and w.strip("'")}
 
 
 def trigger_share(line: str, trigger: str) -> float:

@@ -23,11 +23,13 @@ SHIPPED = (DATA / "bank_common.yaml", DATA / "bank_heldout.yaml")
 class Key(Config):
     """A hidden need or a technique: what a turn that probes it assesses, and the words that give it away.
 
-    A client line that probes the need or technique must contain none of `words` (inflections included).
+    A client line that probes the need or technique must contain none of `words` (inflections included), nor of
+    `words_zh`, which are for Chinese lines.
     """
 
     assesses: str
     words: list[str]
+    words_zh: list[str]
 
 
 class Line(Config):

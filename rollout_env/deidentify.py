@@ -3,13 +3,15 @@
 What is found becomes a placeholder such as [PERSON_1], the same one for the same words. Presidio finds e-mail
 addresses, links, telephone, card, account and identity numbers by pattern and checksum, and dates. Names need more:
 
-  Chinese   jieba's part-of-speech tagger: persons (with a known surname, or a form of address), places, organisations
+  Chinese   persons with a known surname or a form of address, places, employers (rollout_env/chinese_names.py)
   English   the names that an imported row gives itself; forms of address ("Dr X", "my name is X"); Faker's lists of
-            given names. Places and organisations are NOT found, nor names outside the lists.
+            given names; capitals, cues and a gazetteer (rollout_env/proper_names.py): places, employers, and NAME for
+            what a capital alone tells
 
 A spaCy pipeline with entities, installed by the user and named in the config, adds persons, places and
-organisations. No recognizer finds everything, nor who somebody is by what happened to them: the seed is only raw
-material for a fictional person, and a person verifies every selected profile.
+organisations. What is missed, and how much is replaced that is no name: docs/profiles.md. No recognizer finds
+everything, nor who somebody is by what happened to them: the seed is only raw material for a
+fictional person, and a person verifies every selected profile.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ KINDS = {
     "PERSON": "PERSON",
     "LOCATION": "PLACE",
     "ORGANIZATION": "ORGANISATION",
+    "NAME": "NAME",  # of what or whom is not known
     "ADDRESS": "ADDRESS",
     "EMAIL_ADDRESS": "EMAIL",
     "URL": "LINK",
@@ -69,7 +72,6 @@ STREET = (
     rf"\b\d{{1,5}}[A-Za-z]? (?:{CAPITAL} ){{1,3}}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Way)\b"
 )
 CN_STREET = r"[\u4e00-\u9fff]{1,6}(?:路|街|大道|巷|弄)\d{1,5}号(?:\d{1,4}(?:室|栋|单元|楼))*"
-CN_TITLES = ("老师", "医生", "先生", "女士", "阿姨", "叔叔", "教授", "主任", "经理")
 
 
 class DeIdentifier:
@@ -91,7 +93,7 @@ class DeIdentifier:
         numbers: dict[tuple[str, str], int] = {}
         seen: Counter[str] = Counter()
         parts, at = [], 0
-        for start, end, kind in self._find(text, language, names):
+        for start, end, kind in self.find(text, language, names):
             key = (kind, " ".join(text[start:end].lower().split()))
             if key not in numbers:
                 seen[kind] += 1
@@ -102,9 +104,9 @@ class DeIdentifier:
 
     def contacts(self, text: str, language: Language) -> list[str]:
         """Kinds of contact or identity numbers that stand in a text, sorted."""
-        return sorted({kind for _, _, kind in self._find(text, language, ()) if kind in CONTACTS})
+        return sorted({kind for _, _, kind in self.find(text, language, ()) if kind in CONTACTS})
 
-    def _find(self, text: str, language: Language, names: Sequence[str]) -> list[tuple[int, int, str]]:
+    def find(self, text: str, language: Language, names: Sequence[str]) -> list[tuple[int, int, str]]:
         """Spans in order, none overlapping; the surer one wins, then the longer one."""
         known = _known_names(names, language)
         kinds = sorted(KINDS.keys() & set(self._engine.get_supported_entities(language)))
@@ -119,12 +121,14 @@ class DeIdentifier:
         try:
             import spacy
             from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
-            from presidio_analyzer.nlp_engine import SpacyNlpEngine
+            from presidio_analyzer.nlp_engine import NerModelConfiguration, SpacyNlpEngine
 
             from rollout_env.recognizers import recognizers
         except ImportError as e:
             raise UserError(f"stage profiles needs the package {e.name} for de-identification: {INSTALL}") from e
-        engine = SpacyNlpEngine()
+        entities = NerModelConfiguration()
+        labels = {**(entities.model_to_presidio_entity_mapping or {}), "FAC": "LOCATION"}  # buildings, airports
+        engine = SpacyNlpEngine(ner_model_configuration=NerModelConfiguration(model_to_presidio_entity_mapping=labels))
         languages: tuple[Language, ...] = ("en", "zh")
         loaded: dict[str, Any] = {}
         for language in languages:

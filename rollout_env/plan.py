@@ -10,6 +10,7 @@ from psychepass.errors import UserError
 from psychepass.schema import Identity, Profile, Sampling, Script, Session, content_hash
 from psychepass.splits import Split
 from psychepass.weights import resolve, weights_hash
+from psychepass.words import language_of
 from rollout_env.client import ClientEntry, LLMClient, ScriptedClient
 from rollout_env.therapist import TherapistEntry, identify, system_prompt
 
@@ -82,6 +83,11 @@ def plan_sessions(
             raise UserError(f"client {script.profile_id!r} is of the set {split!r}; permitted here: {wanted}")
         for name in entries if meets is None else meets.get(split, ()):
             entry = entries[name]
+            if entry.kind == "rules" and language_of(t.client.trigger for t in script.turns) != "en":
+                raise UserError(
+                    f"therapist {name!r} is made of rules that read English only, and client {script.profile_id!r} "
+                    f"speaks Chinese; permitted for this client: kind local or endpoint"
+                )
             plans += [
                 Plan(
                     script=script,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from psychepass.completion import whole
 from psychepass.config import describe
 from psychepass.schema import EventContext, FormativeExperience, Frozen, Named, Profile
 from rollout_env.deidentify import PLACEHOLDER, DeIdentifier
@@ -164,7 +165,7 @@ def _plain(text: str) -> str:
 
 def _parse(text: str, model: type[Text]) -> Text:
     try:
-        tree = json.loads(_plain(text))
+        tree = whole(json.loads(_plain(text)))
     except ValueError as e:
         raise ValueError(f"not one JSON object: {e}") from e
     try:

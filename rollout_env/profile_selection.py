@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from psychepass.errors import UserError
 from psychepass.schema import Profile, content_hash
-from psychepass.splits import SPLITS, words
+from psychepass.splits import RUN_WORDS, SPLITS
+from psychepass.words import runs
 from rollout_env.profile_records import Duplicate, Scores, Selected
 from rollout_env.profile_sources import profile_text
 from rollout_env.profiles import TOPICS
@@ -24,7 +25,6 @@ Stratum = tuple[str, Band]
 BANDS: dict[Band, tuple[int, int]] = {"low": (1, 2), "moderate": (3, 3), "high": (4, 5)}
 NGRAM = 5  # characters, so that Chinese needs no word boundaries
 PERMUTATIONS = 128
-RUN_WORDS = 8  # as psychepass/splits.py
 
 
 def shingles(text: str) -> set[str]:
@@ -186,16 +186,10 @@ class _Sides:
         self.passed_over: dict[str, str] = {}
 
     def admit(self, profile: Profile, held: bool) -> bool:
-        mine, other = runs(profile_text(profile).split("\n")), self._owner[not held]
+        mine, other = runs(profile_text(profile).split("\n"), RUN_WORDS), self._owner[not held]
         shared = min((r for r in mine if r in other), default="")
         if shared:
             self.passed_over[profile.profile_id] = other[shared]
             return False
         self._owner[held].update(dict.fromkeys(mine, profile.profile_id))
         return True
-
-
-def runs(texts: Iterable[str]) -> set[str]:
-    """All runs of eight words of each text, as psychepass/splits.py compares them."""
-    spoken = [words(text) for text in texts]
-    return {" ".join(ws[i : i + RUN_WORDS]) for ws in spoken for i in range(len(ws) - RUN_WORDS + 1)}

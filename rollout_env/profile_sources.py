@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from psychepass import records
+from psychepass.completion import whole
 from psychepass.config import Config, load
 from psychepass.errors import UserError
 from psychepass.schema import Profile
@@ -164,7 +165,8 @@ def _rows(file: Path) -> list[Any]:
     if file.suffix == ".tsv":
         return list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t"))
     try:
-        rows = [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
+        lines = file.suffix == ".jsonl"
+        rows = whole([json.loads(line) for line in text.splitlines() if line] if lines else json.loads(text))
     except ValueError as e:
         raise UserError(f"{file}: not JSON ({e})") from e
     if not isinstance(rows, list):

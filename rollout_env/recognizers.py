@@ -6,8 +6,6 @@ import re
 from functools import cache
 from typing import Any
 
-import jieba
-import jieba.posseg
 import tldextract
 from faker import Faker
 from presidio_analyzer import EntityRecognizer, Pattern, PatternRecognizer, RecognizerResult
@@ -25,11 +23,11 @@ from presidio_analyzer.predefined_recognizers import (
 )
 
 from rollout_env import deidentify as d
+from rollout_env.chinese_names import chinese_names
 from rollout_env.profile_records import Language
+from rollout_env.proper_names import proper_names
 
-jieba.setLogLevel(60)
 SUFFIXES = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())  # the list it ships: Presidio would fetch one
-JIEBA_KINDS = {"ns": "LOCATION", "nt": "ORGANIZATION"}
 ENTITIES = ["PERSON", "LOCATION", "ORGANIZATION"]
 LOCALES = ("en_US", "en_GB", "en_IN")
 
@@ -71,8 +69,22 @@ class _EnglishNames(EntityRecognizer):
         return [RecognizerResult("PERSON", start, end, 0.8) for start, end in spans]
 
 
+class _EnglishProperNames(EntityRecognizer):
+    """Places, employers and other names of rollout_env/proper_names.py."""
+
+    def __init__(self) -> None:
+        kinds = ["LOCATION", "ORGANIZATION", "NAME"]
+        super().__init__(supported_entities=kinds, supported_language="en", name="EnglishProperNames")
+
+    def load(self) -> None:
+        pass
+
+    def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
+        return [RecognizerResult(kind, start, end, score) for start, end, kind, score in proper_names(text)]
+
+
 class _ChineseNames(EntityRecognizer):
-    """jieba's persons, places and organisations; a person needs a known surname or a form of address."""
+    """Persons, places and organisations of rollout_env/chinese_names.py."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -83,19 +95,8 @@ class _ChineseNames(EntityRecognizer):
         pass
 
     def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
-        found, at = [], 0
-        for pair in jieba.posseg.cut(text):
-            word, start, at = pair.word, at, at + len(pair.word)
-            kind = "PERSON" if pair.flag.startswith("nr") and _is_name(word) else JIEBA_KINDS.get(pair.flag)
-            if kind:
-                found.append(RecognizerResult(kind, start, at, 0.6))
-        return found
-
-
-def _is_name(word: str) -> bool:
-    if word.endswith(d.CN_TITLES):
-        return True
-    return 2 <= len(word) <= 4 and (word[0] in "小阿老" or word.startswith(chinese_surnames()))
+        found = chinese_names(text, chinese_surnames())
+        return [RecognizerResult(kind, start, end, score) for start, end, kind, score in found]
 
 
 @cache
@@ -127,7 +128,7 @@ def recognizers(language: Language, spacy_entities: bool) -> list[EntityRecogniz
     found += [_pattern("ACCOUNT", d.ACCOUNT, 0.7, language), _pattern("ACCOUNT", d.HANDLE, 0.5, language)]
     found.append(_pattern("CN_ID", d.CN_ID, 0.9, language, _ChineseId))
     if language == "en":
-        found += [UsSsnRecognizer(), UkNinoRecognizer(), _EnglishNames()]
+        found += [UsSsnRecognizer(), UkNinoRecognizer(), _EnglishNames(), _EnglishProperNames()]
         found += [_pattern("ADDRESS", d.STREET, 0.9, "en"), _pattern("DATE_TIME", d.EN_DATE, 0.7, "en")]
     else:
         found += [_ChineseNames()]

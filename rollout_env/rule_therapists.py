@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from psychepass.schema import content_hash
-from psychepass.splits import words
+from psychepass.words import words
 from rollout_env.prompts import read_prompt
 
 RuleName = Literal["reflector", "adviser", "explorer"]

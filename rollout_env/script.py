@@ -27,9 +27,8 @@ from pydantic import ValidationError
 
 from psychepass.errors import UserError
 from psychepass.schema import ClientLayer, Dimension, EvaluatorLayer, Phase, Profile, Script, ScriptTurn
-from psychepass.splits import words
+from psychepass.words import HAN, signs
 from rollout_env.banks import Bank, ClientLines, EmptyTurn, Line, bank_of
-from rollout_env.script_lint import HAN
 
 Form = Literal["full", "short"]
 PHASE_TURNS = {
@@ -103,10 +102,10 @@ def build_script(profile: Profile, form: Form, banks: tuple[Bank, ...] | None = 
 
 def find_said(wanted: Mapping[int, str], target: list[str] | tuple[str, ...]) -> int | None:
     """The first turn (keys of `wanted`: turn -> line) that has all words of `target`; Chinese words whole."""
-    needed = {w for text in target if not HAN.search(text) for w in words(text)}
+    needed = {w for text in target if not HAN.search(text) for w in signs(text)}
     whole = [text for text in target if HAN.search(text)]
     return next(
-        (turn for turn, line in wanted.items() if needed <= set(words(line)) and all(t in line for t in whole)), None
+        (turn for turn, line in wanted.items() if needed <= set(signs(line)) and all(t in line for t in whole)), None
     )
 
 
@@ -165,7 +164,7 @@ def _assesses(dimension: Dimension, line: Line, bank: Bank, where: str) -> str:
 
 def _empty(empty: EmptyTurn, said: list[str]) -> EvaluatorLayer:
     """Progression; only words that the phase has really said in this form count as its content."""
-    spoken = {w for line in said for w in words(line)}
+    spoken = {w for line in said for w in signs(line)}
     concluded = tuple(w for w in empty.concluded if w in spoken or (HAN.search(w) and any(w in x for x in said)))
     dimension = Dimension.PROGRESSION
     return EvaluatorLayer(dimension=dimension, assesses=PROBE_ASSESSES[dimension], targets={"concluded": concluded})

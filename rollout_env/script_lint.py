@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Profile, Script, ScriptTurn
-from psychepass.splits import Split, check_heldout, words
+from psychepass.splits import Split, check_heldout
+from psychepass.words import HAN, signs
 from rollout_env.banks import Bank
 
 AFFECTS = frozenset(
@@ -54,7 +55,6 @@ MIN_CONCLUDED = 2
 SHORT_TURNS = range(11, 14)
 FULL_TURNS = 44
 
-HAN = re.compile(r"[\u4e00-\u9fff]")
 METHOD = re.compile(
     r"\b(overdos\w*|noose\w*|razor\w*|pills?|tablets?|wrists?|stockpil\w*|suicide note"
     r"|(kill|hang|cut|hurt|drown|shoot|poison)(ing)? (my|him|her|them|our)sel(f|ves)|jump(ing)? off)\b"
@@ -95,7 +95,7 @@ def lint(script: Script, bank: Bank) -> list[str]:
     seen: dict[str, int] = {}
     for turn in script.turns:
         found = _text_faults(turn, script.form) + _target_faults(turn, script, bank)
-        key = " ".join(words(turn.client.trigger))
+        key = " ".join(signs(turn.client.trigger))
         if key in seen:
             found.append(f"repeats turn {seen[key]}")
         seen.setdefault(key, turn.turn)
@@ -110,7 +110,7 @@ def lint_pool(scripts: Iterable[Script], banks: Iterable[Bank], split_of: Mappin
     owners: dict[str, set[str]] = {}
     for script in scripts:
         for turn in script.turns:
-            owners.setdefault(" ".join(words(turn.client.trigger)), set()).add(script.profile_id)
+            owners.setdefault(" ".join(signs(turn.client.trigger)), set()).add(script.profile_id)
     pairs = Counter(tuple(sorted(ids)) for ids in owners.values() if len(ids) > 1)
     faults += [f"{', '.join(ids)} share {n} whole lines; at most 1 is permitted" for ids, n in pairs.items() if n > 1]
     banks = list(banks)
@@ -158,7 +158,7 @@ def stem(word: str) -> str:
 
 def _says(line: str, text: str) -> bool:
     """The words of `text` stand in the line, in order and next to each other, endings aside."""
-    needed, spoken = [stem(w) for w in words(text)], [stem(w) for w in words(line)]
+    needed, spoken = [stem(w) for w in signs(text)], [stem(w) for w in signs(line)]
     return any(spoken[i : i + len(needed)] == needed for i in range(len(spoken) - len(needed) + 1))
 
 
@@ -243,4 +243,4 @@ def _key_faults(turn: ScriptTurn, bank: Bank) -> list[str]:
     key = targets[name][0]
     if key not in keys:
         return [f"{name} is {key!r}; permitted in bank {bank.bank!r}: {', '.join(keys)}"]
-    return [f"names its {name}: {word!r}" for word in keys[key].words if _says(line, word)]
+    return [f"names its {name}: {word!r}" for word in (*keys[key].words, *keys[key].words_zh) if _says(line, word)]

@@ -14,10 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from psychepass.completion import whole
 from psychepass.config import describe
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message, Profile, Script, ScriptDraft
-from psychepass.splits import Split, shared_runs, words
+from psychepass.splits import RUN_WORDS, Split, shared_runs
+from psychepass.words import signs
 from rollout_env.banks import Bank, ClientLines, Key
 from rollout_env.prompts import read_prompt
 from rollout_env.script import PHASE_TURNS, build_script
@@ -52,8 +54,8 @@ def writer_prompt(profile: Profile, bank: Bank) -> str:
         trauma_words=TRAUMA_WORDS,
         empty_words=EMPTY_WORDS,
         requests=", ".join(sorted(REQUESTS)),
-        needs=_listed(bank.needs),
-        techniques=_listed(bank.techniques),
+        needs=_listed(bank.needs, profile.language),
+        techniques=_listed(bank.techniques, profile.language),
     )
 
 
@@ -76,7 +78,7 @@ def read_script(text: str, profile: Profile, bank: Bank) -> tuple[Script | None,
     """The script of what a model sent, or its faults in words."""
     fence = FENCE.match(text.strip())
     try:
-        tree = json.loads(fence.group(1) if fence else text)
+        tree = whole(json.loads(fence.group(1) if fence else text))
     except ValueError as e:
         return None, (f"not one JSON object: {e}",)
     try:
@@ -113,7 +115,9 @@ class Pool:
                 found.append(f"shares whole lines with another client: {', '.join(sorted(own & lines)[:3])}")
         shared = shared_runs((t.client.trigger for t in script.turns), self._said[split != "heldout"])
         if shared:
-            found.append(f"shares runs of 8 words with clients of another set: {'; '.join(sorted(shared)[:5])}")
+            found.append(
+                f"shares runs of {RUN_WORDS} words with clients of another set: {'; '.join(sorted(shared)[:5])}"
+            )
         return tuple(found)
 
     def add(self, script: Script, split: Split) -> None:
@@ -122,11 +126,12 @@ class Pool:
 
 
 def _lines(script: Script) -> set[str]:
-    return {" ".join(words(t.client.trigger)) for t in script.turns}
+    return {" ".join(signs(t.client.trigger)) for t in script.turns}
 
 
-def _listed(keys: dict[str, Key]) -> str:
-    return "\n".join(f"- {name}: {key.assesses} Not: {', '.join(key.words)}" for name, key in keys.items())
+def _listed(keys: dict[str, Key], language: str) -> str:
+    words = {name: key.words_zh if language == "zh" else key.words for name, key in keys.items()}
+    return "\n".join(f"- {name}: {key.assesses} Not: {', '.join(words[name])}" for name, key in keys.items())
 
 
 def _target_faults(lines: ClientLines) -> Iterable[str]:

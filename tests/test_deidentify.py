@@ -10,6 +10,8 @@ import spacy
 
 from psychepass.errors import UserError
 from rollout_env.deidentify import PLACEHOLDER, DeIdentifier, cn_id_is_valid
+from rollout_env.profile_records import Language
+from tests.benchmarks.identifiers import LANGUAGES, filled, measure
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,8 @@ def test_ordinary_words_are_left_alone(tool: DeIdentifier):
 @pytest.mark.parametrize(
     ("language", "text"),
     [
-        ("en", "I work at the Harrow Mill in Leeds."),  # English places and employers
-        ("en", "Oluwaseyi left me, and Bexley knows."),  # given names outside the lists
+        ("en", "i work at harrow mill in leeds."),  # small letters
+        ("en", "Oluwaseyi left me."),  # a sentence's first word that is on no list
         ("en", "I am the only woman who pilots the ferry to the island."),  # who can only be one person
         ("zh", "我是全县唯一的女性船长。"),
     ],
@@ -86,14 +88,46 @@ def test_what_is_known_to_be_missed(tool: DeIdentifier, language: str, text: str
     assert tool.clean(text, language)[0] == text  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I work at the Harrow Mill in Leeds.", "I work at the [ORGANISATION_1] in [PLACE_1]."),
+        ("We moved to Ashcombe Hollow; I hate Ashcombe Hollow.", "We moved to [PLACE_1]; I hate [PLACE_1]."),
+        ("Leeds never felt like home.", "[PLACE_1] never felt like home."),
+        ("When Kestrel Logistics closed, I wept.", "When [ORGANISATION_1] closed, I wept."),
+        ("I was let go by IBM, and Bexley knows.", "I was let go by [ORGANISATION_1], and [NAME_1] knows."),
+        ("After Doyle, Castellan and Hird let me go.", "After [NAME_1], [NAME_2] and [NAME_3] let me go."),
+        ("On Monday I told Mum in English about my CBT.", "On Monday I told Mum in English about my CBT."),
+        ("Reason for Seeking Counseling", "Reason for Seeking Counseling"),
+        ("I have a degree in Library Science.", "I have a degree in Library Science."),
+    ],
+)
+def test_english_places_and_employers(tool: DeIdentifier, text: str, expected: str):
+    assert tool.clean(text, "en")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("我在红旗机械厂上班，住在青石镇。", "我在[ORGANISATION_1]上班，住在[PLACE_1]。"),
+        ("我在华为工作，以前在大理。", "我在[ORGANISATION_1]工作，以前在[PLACE_1]。"),
+        ("我进了图龙信息科技有限公司。", "我进了[ORGANISATION_1]。"),
+        ("他是市第三中学的老师。", "他是[ORGANISATION_1]的老师。"),
+        ("我在一家广告公司上班，去医院看病，在县城长大。", "我在一家广告公司上班，去医院看病，在县城长大。"),
+    ],
+)
+def test_chinese_places_and_employers(tool: DeIdentifier, text: str, expected: str):
+    assert tool.clean(text, "zh")[0] == expected
+
+
 def test_a_spacy_pipeline_of_ones_own_finds_more(tmp_path: Path):
     pipeline = spacy.blank("en")
     ruler = pipeline.add_pipe("entity_ruler")
-    ruler.add_patterns([{"label": "GPE", "pattern": "Leeds"}, {"label": "ORG", "pattern": "Harrow Mill"}])
+    ruler.add_patterns([{"label": "FAC", "pattern": "old pier"}, {"label": "ORG", "pattern": "harrow mill"}])
     pipeline.to_disk(tmp_path / "pipeline")
     tool = DeIdentifier({"en": str(tmp_path / "pipeline")})
-    text, found = tool.clean("I work at the Harrow Mill in Leeds.", "en")
-    assert text == "I work at the [ORGANISATION_1] in [PLACE_1]." and found.total() == 2
+    text, found = tool.clean("i work at harrow mill by the old pier.", "en")
+    assert text == "i work at [ORGANISATION_1] by the [PLACE_1]." and found.total() == 2
     with pytest.raises(UserError, match=r"spacy_pipelines.zh: cannot load 'no_such_pipeline'"):
         DeIdentifier({"zh": "no_such_pipeline"})
 
@@ -113,3 +147,18 @@ def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
     with pytest.raises(UserError, match=r"stage profiles needs the package presidio_analyzer .*pip install"):
         DeIdentifier()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_benchmark_counts_names_found_and_what_is_too_much(tool: DeIdentifier, language: Language):
+    figures = {f.name.split(": ", 1)[1]: f for f in measure(tool, language, quick=True)}
+    assert all(f.low <= f.value <= f.high and f.n > 0 for f in figures.values())
+    assert figures["place: found"].value > 0.5 and figures["employer: found"].value > 0.5
+    nothing = DeIdentifier()
+    nothing.find = lambda text, language, names: []  # type: ignore[method-assign]
+    blind = {f.name.split(": ", 1)[1]: f for f in measure(nothing, language, quick=True)}
+    assert {f.value for f in blind.values()} == {0.0} and set(blind) == set(figures)
+    cases = list(filled(language, "test"))
+    names = {c.text[c.start : c.end] for c in cases}
+    tuned = {c.text[c.start : c.end] for c in filled(language, "tuning") if not c.made_up}
+    assert not tuned & {c.text[c.start : c.end] for c in cases if not c.made_up} and len(names) > 20

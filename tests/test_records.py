@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from psychepass import records
+from psychepass import records, schema
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, Phase, Reward, Turn, TurnRecord, Usage
+from psychepass.schema import Dimension, Failure, Phase, Reward, Turn, TurnRecord, Usage, content_hash
 
 
 def reward(turn: int, value: float = 0.5) -> Reward:
@@ -87,3 +87,19 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         records.write_json(path, {"a": float("nan")})
     assert records.read_json(path) == {"a": 1}
+
+
+def test_hashes_are_made_once_and_anew_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def counted(value: object) -> str:
+        made.append(content_hash(value))
+        return made[-1]
+
+    monkeypatch.setattr(schema, "content_hash", counted)
+    one = Failure(stage="simulate", subject="a", reason="because")
+    assert one.id == one.id == one.model_dump()["id"] and one.key == one.key and len(made) == 2
+    other = one.model_copy(update={"subject": "b"})
+    assert other == Failure(stage="simulate", subject="b", reason="because")  # hashed or not, they are equal
+    assert other.id not in made[:2] and other.key not in made[:2] and one.model_copy().id == one.id
+    assert Failure.model_validate(json.loads(records.dumps(other))) == other

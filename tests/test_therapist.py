@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from psychepass.config import load, parse
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Sampling, Script
-from psychepass.splits import Splits, words
+from psychepass.splits import Splits
+from psychepass.words import words
 from rollout_env.profiles import load_profiles
 from rollout_env.prompts import FOLDER
 from rollout_env.rule_therapists import answer, bank, bank_hash, mirrored, recalled, topic_of

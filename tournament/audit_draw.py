@@ -19,11 +19,11 @@ from tournament.judge import POINTS
 
 STRATA = ("strong-strong", "strong-weak", "weak-weak")
 LETTERS = "bcdfghjklmnpqrstvwxz"  # codes of letters alone, which a spreadsheet takes for neither number nor date
-# a reply that names a model tells the rater who speaks
+# a reply that names a model tells the rater who speaks; ASCII, so that a name may stand between Chinese characters
 MODEL_NAMES = re.compile(
     r"\b(?:(?:chat)?gpt|qwen|tongyi|claude|anthropic|openai|gemini|deepseek|(?:chat)?glm|llama|mistral|smollm|doubao"
-    r"|kimi|grok|phi-\d|gemma)(?:\b|[-\d])",
-    re.IGNORECASE,
+    r"|kimi|grok|phi-\d|gemma)(?:\b|[-\d])|通义|千问|文心一言|豆包|混元|智谱|深度求索",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -84,7 +84,7 @@ def names_itself(session: Session) -> bool:
     """Whether a reply names its own contestant (names of one or two letters aside) or a model."""
     own = {n for n in (session.therapist.name, session.therapist.family) if len(n) > 2}
     words = "|".join(map(re.escape, own)) or "(?!)"
-    named = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+    named = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE | re.ASCII)
     return any(named.search(t.therapist) or MODEL_NAMES.search(t.therapist) for t in session.turns)
 
 

@@ -31,6 +31,7 @@ from rollout_env.therapist import TherapistEntry
 from tournament.choices import Draw, answers_of, choices_of, composed, gain, winners_of
 from tournament.heldout import frozen_judges, in_run, policy_files
 from tournament.paired_rewards import PromptRewards, measure, prompts_of
+from tournament.reference_context import check_readable
 from tournament.reference_judge import ReferenceJudge
 from tournament.sampler import Sampler
 
@@ -72,6 +73,8 @@ def main(config_path: str, overrides: list[str]) -> None:
         try:
             sessions = own_sessions(policy, run_dir / "sessions.jsonl")
             judges = frozen_judges(run_dir / "judge.json")
+            spoken = {s.script_id for s in sessions}
+            check_readable(s for s in records.read(run_dir / "scripts.jsonl", Script) if s.id in spoken)
             scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)
         except UserError:
             run.abandon()

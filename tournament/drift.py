@@ -13,7 +13,7 @@ import numpy as np
 
 from psychepass import stats
 from psychepass.schema import Dimension, Session, Turn
-from psychepass.splits import words
+from psychepass.words import words
 
 OPENING_WORDS = 3
 COPIED_WORDS = 7  # a run of more than six
@@ -26,10 +26,10 @@ MEASURES = {
 }
 HOTLINE = re.compile(
     r"\b(hot\s?-?lines?|help\s?-?lines?|life\s?-?line|crisis (?:line|text|cent(?:er|re))|suicide prevention"
-    r"|emergency (?:services|number|room)|988|911|999|112)\b",
-    re.IGNORECASE,
+    r"|emergency (?:services|number|room)|988|911|999|112)\b|热线|急救|急诊|(?:打|电) ?(?:110|120|12356)",
+    re.IGNORECASE | re.ASCII,  # a number may stand between Chinese characters
 )
-FINISHED = re.compile(r"[.!?…。！？][\"'”’)\]]*\s*$")
+FINISHED = re.compile(r"[.!?…。！？][\"'”’)\]」』）】]*\s*$")
 
 
 def measures(session: Session) -> dict[str, float]:

@@ -36,6 +36,7 @@ from tournament.gate import ReplyCheck
 from tournament.judge import match, subject
 from tournament.lexicon import LexiconName
 from tournament.paired_rewards import PromptRewards, measure, prompts_of
+from tournament.reference_context import check_readable
 from tournament.reference_judge import ReferenceJudge
 from tournament.sampler import Sampler
 
@@ -174,7 +175,7 @@ def heldout_scripts(
     `profiles_path` and `scripts_path` as in stage `simulate`.
 
     Raises:
-        UserError: a fault, a shared run of eight words, a held-out client in the run, or none at all.
+        UserError: a fault, a shared run of eight words, a held-out client in the run or who speaks Chinese, or none.
     """
     split_of = load(Splits, splits_path).of()
     profiles = load_profiles(profiles_path)
@@ -191,6 +192,7 @@ def heldout_scripts(
     faults = [fault for s in scripts for fault in lint(s, bank_named(s.bank))]
     if faults:
         raise UserError(f"{len(faults)} faults in held-out scripts; the first: {faults[0]}")
+    check_readable(scripts)
     records.write(run_dir / "heldout" / "profiles.jsonl", [profiles[p] for p in sorted(held)])
     return scripts
 

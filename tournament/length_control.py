@@ -26,10 +26,11 @@ from scipy.special import expit, logit
 
 from psychepass.schema import Battle, Session
 from psychepass.stats import jackknife_half_widths
+from psychepass.words import spaced
 from tournament.judge import POINTS
 from tournament.match_tables import Row
 
-WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_]+)*")  # a Chinese character counts as a word
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 MARKS = re.compile(r"^\s*(?:[-*•#]|\d+[.)])\s|\*\*", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?…。！？]+|\n")
 WITHIN = 0.05
@@ -48,7 +49,7 @@ MODELS: dict[str, tuple[str, ...]] = {"nothing (raw)": (), "length": LENGTH, "le
 
 def features(session: Session) -> dict[str, float]:
     """Length and style of a session's replies, by name."""
-    replies = [t.therapist for t in session.turns]
+    replies = [spaced(t.therapist) for t in session.turns]
     words = sum(len(WORD.findall(r)) for r in replies) / len(replies)
     questions = sum(r.count("?") + r.count("？") for r in replies) / len(replies)
     marks = sum(len(MARKS.findall(r)) for r in replies) / len(replies)

@@ -30,7 +30,7 @@ from psychepass.schema import (
     content_hash,
 )
 from rollout_env.rubrics.diversity import diversity
-from tournament.judge_reply import NoVerdict, is_unicode, output_format, read_reply
+from tournament.judge_reply import NoVerdict, output_format, read_reply
 from tournament.reference_judge import verdict
 from tournament.slicing import SLICES, WHOLE, present
 
@@ -117,8 +117,6 @@ class LLMJudge:
             fault, usage = OVERFLOW, e.usage
         except Unreadable as e:
             fault, usage = f"there was no reply in it ({e.reason})", e.usage
-        if not is_unicode(text):
-            text = text.encode("utf-8", "replace").decode()
         which = {"judge": self.identity, "session_a": a.id, "session_b": b.id, "attempt": attempt}
         return JudgeReply(**which, text=text, fault=fault, usage=usage)
 
@@ -163,7 +161,7 @@ def _fault_of(text: str, cut_off: bool, max_tokens: int) -> str:
         read_reply(text)
     except NoVerdict as e:
         return f"it was cut off at {max_tokens} tokens; {e}" if cut_off else str(e)
-    return "" if is_unicode(text) else "it has half of a character (a lone surrogate)"
+    return ""
 
 
 def _order(sliced: bool) -> str:

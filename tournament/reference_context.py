@@ -5,12 +5,13 @@ Parsing does not depend on a lexicon, so a session is parsed once for both judge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Phase, Script, Session
+from psychepass.words import language_of
 from tournament.textfeatures import Sentence, function_stems, ngrams, raw_words, sentences, stem, tokens, weak_stems
 
 # targets whose words link a sentence to the probe; an absolute ("never") does not, and the rest are keys or turns
@@ -125,6 +126,21 @@ class TurnContext:
         return self.targets[name][0]
 
 
+def is_readable(script: Script) -> bool:
+    """Whether the client speaks English: the reference judge knows no other words."""
+    return language_of(t.client.trigger for t in script.turns) == "en"
+
+
+def check_readable(scripts: Iterable[Script]) -> None:
+    """Raise UserError with the clients whose sessions the reference judge cannot read."""
+    foreign = sorted({s.profile_id for s in scripts if not is_readable(s)})
+    if foreign:
+        raise UserError(
+            f"the reference judge reads English only, and {len(foreign)} clients speak Chinese "
+            f"({', '.join(foreign[:3])}); permitted: English-speaking clients, or LLM judges in stage tournament"
+        )
+
+
 def check_fit(session: Session, script: Script) -> None:
     """Raise UserError where the session is not a performance of this script, or a target is missing."""
     if session.script_id != script.id:
@@ -140,8 +156,9 @@ def check_fit(session: Session, script: Script) -> None:
 
 
 def contexts(session: Session, script: Script) -> tuple[TurnContext, ...]:
-    """One context a turn, in order. Raises UserError as `check_fit` does."""
+    """One context a turn, in order. Raises UserError as `check_fit` and `check_readable` do."""
     check_fit(session, script)
+    check_readable([script])
     lines = [Text.parse(t.client) for t in session.turns]
     replies = [Text.parse(t.therapist) for t in session.turns]
     return tuple(

@@ -31,7 +31,7 @@ from psychepass.schema import (
 )
 from rollout_env.rubrics.diversity import diversity
 from tournament.lexicon import LexiconName, load_lexicon
-from tournament.reference_context import TurnContext, check_fit, contexts
+from tournament.reference_context import TurnContext, check_fit, contexts, is_readable
 from tournament.reference_quality import quality
 from tournament.reference_slots import Reading, assign, safety_question, slots_of
 from tournament.reference_zero import harmful, zeroed
@@ -269,6 +269,8 @@ def calibrate(
 ) -> dict[Dimension, float]:
     """Tie margins: the median |s_A - s_B| over base-against-base pairs of dev clients, at least 0.05.
 
+    Pairs of Chinese-speaking clients count for Diversity alone, which is computed in both languages; a dimension that
+    no pair counts for has the least margin, and the judge refuses Chinese sessions.
     `scripts` is keyed by script id. Raises UserError without a pair, or with a client that is not dev.
     """
     pairs = list(pairs)
@@ -283,7 +285,13 @@ def calibrate(
                 )
             if session.script_id not in scripts:
                 raise UserError(f"session {session.id}: script {session.script_id!r} is not among the scripts given")
-        scores_a, scores_b = (scores(s, scripts[s.script_id], lexicon) for s in (a, b))
-        for d in Dimension:
-            differences[d].append(abs(scores_a[d].value - scores_b[d].value))
-    return {d: max(MIN_TAU, round(median(x), 6)) for d, x in differences.items()}
+        values_a, values_b = (_values(s, scripts[s.script_id], lexicon) for s in (a, b))
+        for d in values_a:
+            differences[d].append(abs(values_a[d] - values_b[d]))
+    return {d: max(MIN_TAU, round(median(x), 6)) if x else MIN_TAU for d, x in differences.items()}
+
+
+def _values(session: Session, script: Script, lexicon: LexiconName) -> dict[Dimension, float]:
+    if is_readable(script):
+        return {d: score.value for d, score in scores(session, script, lexicon).items()}
+    return {Dimension.DIVERSITY: diversity([t.therapist for t in session.turns])}

@@ -36,6 +36,7 @@ from tournament.pairing import PairingName
 from tournament.panel import Panel, also_playing, also_plays
 from tournament.planned_judgements import planned_judgements
 from tournament.play import in_turn, play
+from tournament.reference_context import check_readable, is_readable
 from tournament.reference_judge import ReferenceJudge, calibrate
 
 FREE = frozenset({"run", "wandb", "budget_usd"})  # these change no battle
@@ -75,6 +76,8 @@ class Entered:
         self.inputs = [folder / "sessions.jsonl", folder / "scripts.jsonl"]
         sessions = records.read(self.inputs[0], Session)
         self.scripts = {s.id: s for s in records.read(self.inputs[1], Script)}
+        if not config.judges:
+            check_readable(self.scripts.values())
         lost = failed_sessions(folder)
         self.field = enter(sessions, self.scripts, lost)
         self.pairs = dev_pairs(sessions, config.base, config.base_repeat, lost)
@@ -90,6 +93,7 @@ def main(config_path: str, overrides: list[str]) -> None:
             return
         reference = reference_judges(entered)
         panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY]) if config.judges else None
+        say_what_is_not_read(entered)
         freeze(run.dir / "judge.json", reference, panel)
         with Journal(run.dir, panel.identity if panel else reference["judge"].identity) as journal:
             if panel:
@@ -175,6 +179,15 @@ def reference_judges(entered: Entered) -> dict[str, ReferenceJudge]:
         script_of(session, entered.scripts)
     names = get_args(LexiconName)
     return {name: ReferenceJudge(name, calibrate(entered.pairs, entered.scripts, name)) for name in names}
+
+
+def say_what_is_not_read(entered: Entered) -> None:
+    unread = sum(not is_readable(entered.scripts[a.script_id]) for a, _ in entered.pairs)
+    if unread:
+        say(
+            f"tournament: {unread} of {len(entered.pairs)} dev clients speak Chinese, which the reference judge does "
+            f"not read; of its margins they count for Diversity's alone"
+        )
 
 
 def freeze(path: Path, reference: dict[str, ReferenceJudge], panel: Panel | None) -> None:

@@ -26,6 +26,7 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Identity, Message, Phase, PreferencePair, Session, Side, Turn, content_hash
+from psychepass.words import word_count
 from training.pairs import REWARDED
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -241,7 +242,7 @@ def _session(messages: tuple[Message, ...], client: str, split: str) -> Session:
         split=split,  # type: ignore[arg-type]
         therapist=SPEAKER,
         client=SPEAKER,
-        target_words=max(1, len(messages[-1].content.split())),
+        target_words=max(1, word_count(messages[-1].content)),
         seed=0,
         turns=turns,
     )

@@ -2,6 +2,7 @@
 
 The mean of Distinct-1 and Distinct-2 (Li et al., 2016) over windows of WINDOW words of the replies in
 their order. Windows of one size take away the effect of length, which plain Distinct-N has.
+Chinese words are jieba's (psychepass/words.py).
 Distinct-N rewards rare words, sense or not: it is compared, never used as a reward (notes/protocol).
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+
+from psychepass.words import spaced
 
 WINDOW = 200
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -22,7 +25,9 @@ def diversity(replies: Sequence[str]) -> float:
     one reply into the next. Departure: in a session of less than one window the missing words count as
     repeated, or saying little would be the way to win.
     """
-    words = [(word.replace("’", "'"), i) for i, text in enumerate(replies) for word in WORD.findall(text.lower())]
+    words = [
+        (word.replace("’", "'"), i) for i, text in enumerate(replies) for word in WORD.findall(spaced(text.lower()))
+    ]
     if not words:
         return 0.0
     starts = list(range(0, max(1, len(words) - WINDOW + 1), WINDOW))

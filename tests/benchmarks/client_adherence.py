@@ -28,6 +28,7 @@ from psychepass.schema import ClientLine
 from psychepass.stats import share_interval
 from rollout_env.adherence import KINDS
 from rollout_env.open_session import standing
+from tests.benchmarks.figures import benchmark_parser
 from tests.endpoint_rig import write_config
 from tests.played_client import client
 from tests.serve_rig import smollm2_served
@@ -36,7 +37,7 @@ THERAPIST = {"name": "reflector", "kind": "rules", "family": "reflector", "rules
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="two sessions of the shortest lines")
     parser.add_argument("--sessions", type=int, default=6, choices=range(2, 11), metavar="2..10")
     parser.add_argument("--skip", type=int, default=0, help="clients, from the first")
     parser.add_argument("--folder", type=Path, help="is kept; the figures cover every call that used it")
@@ -45,8 +46,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="")
     parser.add_argument("--key-env")
     parser.add_argument("--mode", default="active", choices=("active", "passive"))
-    parser.add_argument("--quick", action="store_true", help="two sessions of the shortest lines")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.quick:
         args.sessions, args.max_tokens = 2, 6

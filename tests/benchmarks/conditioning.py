@@ -49,7 +49,7 @@ from reward_model.loss import pair_loss
 from reward_model.model import RewardModel
 from reward_model.train import RMConfig
 from reward_model.trainer import PairTrainer, training_arguments
-from tests.benchmarks.figures import Figure, figure
+from tests.benchmarks.figures import Figure, benchmark_parser, figure
 from training.render import Renderer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,14 +189,12 @@ def row(name: str, interval: Interval) -> Figure:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="a tiny random model on made-up pairs, under a minute")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="its pairs and sessions are read")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=6, help="the lower layers of SmolLM2 that make the backbone")
     parser.add_argument("--frozen", type=int, default=3, help="of these, from below")
-    parser.add_argument("--quick", action="store_true", help="a tiny random model on made-up pairs, under a minute")
-    parser.add_argument("--json", type=Path)
     return parser.parse_args(argv)
 
 

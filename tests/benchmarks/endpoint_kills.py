@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from psychepass import records
+from tests.benchmarks.figures import benchmark_parser
 from tests.endpoint_rig import Kills, contestants, kill_often, write_config
 from tests.fault_server import ALWAYS, Fault, FaultServer, served
 from tests.judge_rig import judges, write_run
@@ -37,7 +38,7 @@ JUDGE_FAULTS = (
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="4 kills of a shorter run, under a minute")
     parser.add_argument("--stage", choices=("simulate", "tournament"), default="simulate")
     parser.add_argument("--client", action="store_true", help="in simulate: a model plays the clients")
     parser.add_argument("--kills", type=int, default=20)
@@ -46,8 +47,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concurrent", type=int, default=24, help="calls at once, of each model")
     parser.add_argument("--delay-s", type=float, default=0.15, help="of an answer, on average")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="4 kills of a shorter run, under a minute")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.quick:
         args.kills, args.clients, args.contestants = 4, 16, 2

@@ -30,7 +30,6 @@ Intervals over dialogues. The longer reply stands beside both sets.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
@@ -46,7 +45,7 @@ from psychepass import records
 from psychepass.errors import UserError
 from psychepass.stats import jackknife_t, share_interval
 from tests.benchmarks.experts_feedback import LEXICONS, feedback, pairs_of
-from tests.benchmarks.figures import Figure
+from tests.benchmarks.figures import Figure, benchmark_parser
 from tests.benchmarks.unscripted import Line, conversation, lines_of
 from tournament.lexicon import load_lexicon
 from tournament.rater_agreement import alpha, cohen_kappa
@@ -233,11 +232,7 @@ def told(f: Figure) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="half of the conversations, a fifth of the dialogues; under a minute"
-    )
-    parser.add_argument("--json", type=Path)
+    parser = benchmark_parser(__doc__, quick="half of the conversations, a fifth of the dialogues; under a minute")
     args = parser.parse_args(argv)
     data = Path(os.environ.get("PSYCHEPASS_SHARED", ROOT.parent / "shared")) / "data"
     folder, file = data / "empathic_judging", data / "feedback_esconv" / "feedback_ablation_data_train.json"

@@ -37,6 +37,7 @@ from reward_model.accuracy import Margin, accuracy, correct, longer_margin, rewa
 from reward_model.data import Ask
 from reward_model.evaluate import score_asks
 from reward_model.inputs import sessions_of
+from tests.benchmarks.figures import benchmark_parser
 from training.imported import PairRow, checked_rows, records_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,7 +182,7 @@ def figures(
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="12 dialogues, a tiny random model, under a minute")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only-folds", type=int, nargs="+", help="train and test these alone, from 0")
     parser.add_argument("--epochs", type=int, default=3)
@@ -190,8 +191,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="a folder outside the project, kept; else a temporary one")
-    parser.add_argument("--quick", action="store_true", help="12 dialogues, a tiny random model, under a minute")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.quick:
         args.folds, args.epochs, args.validation_dialogues = 2, 1, 1

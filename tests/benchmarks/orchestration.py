@@ -34,6 +34,7 @@ from rollout_env.profiles import load_profiles
 from rollout_env.script import build_script
 from rollout_env.session import simulate
 from rollout_env.therapist import TherapistEntry, system_prompt
+from tests.benchmarks.figures import benchmark_parser
 from tests.endpoint_rig import ROOT, contestants
 from tests.fault_server import MODEL
 
@@ -147,12 +148,10 @@ def figures(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="100 conversations, one round, under a minute")
     parser.add_argument("--conversations", type=int, default=1000, help=f"a multiple of {CLIENTS}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay-s", type=float, default=1.0, help="of an answer, on average")
-    parser.add_argument("--quick", action="store_true", help="100 conversations, one round, under a minute")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

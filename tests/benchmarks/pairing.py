@@ -20,11 +20,9 @@ Figures but for shares are means over simulated tournaments with t intervals ove
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 import networkx as nx
@@ -34,7 +32,7 @@ from scipy.special import expit, logit
 from scipy.stats import kendalltau, t
 
 from psychepass.stats import exact_binomial
-from tests.benchmarks.figures import Figure
+from tests.benchmarks.figures import Figure, benchmark_parser
 from tournament import pairing, ratings, swiss
 from tournament.pairing import PairingName
 from tournament.swiss import Standings
@@ -234,9 +232,7 @@ def figures(parts: set[str], quick: bool) -> Iterator[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser = benchmark_parser(__doc__, quick="less of everything, under a minute")
     parser.add_argument("--part", choices=PARTS, action="append")
     args = parser.parse_args()
     found = []

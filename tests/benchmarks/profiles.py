@@ -1,26 +1,31 @@
-"""What the imported character sets yield as seeds of client profiles: rows, refusals, near-duplicates, identifiers.
+"""What de-identification finds on sentences of our own, and what the imported character sets yield as seeds.
 
     python -m tests.benchmarks.profiles --json profiles.json
-    python -m tests.benchmarks.profiles --quick                # the small sets alone
+    python -m tests.benchmarks.profiles --quick                # a third of the sentences, the small sets alone
+    python -m tests.benchmarks.profiles --spacy-en PIPELINE    # with an installed pipeline beside our recognizers
 
-Reads $PSYCHEPASS_SHARED/data; a set that is absent is said to be and left out. Counts only: no text of a row is
-printed or written. Figures: name, value, low, high, n (a count stands for itself; n is the rows of its set).
+The sentences: tests/benchmarks/identifiers.py, shares with 95 % intervals over n templates. The sets: rows, refusals,
+near-duplicates and identifiers, from $PSYCHEPASS_SHARED/data; one that is absent is said to be and left out. Counts
+only: no text of a row is printed or written; a count stands for itself, and n is the rows of its set.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from psychepass.config import parse
 from rollout_env.deidentify import DeIdentifier
 from rollout_env.profile_seeds import make_seeds
 from rollout_env.profile_selection import near_duplicates
 from rollout_env.profile_sources import SourceEntry
+from tests.benchmarks import identifiers
+from tests.benchmarks.figures import benchmark_parser
+from tests.benchmarks.identifiers import LANGUAGES
 
 SHARED = Path(os.environ.get("PSYCHEPASS_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 SETS = {
@@ -50,11 +55,15 @@ def measure(kind: str, path: Path, tool: DeIdentifier) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser = benchmark_parser(__doc__, quick="less of everything, under a minute")
+    parser.add_argument("--spacy-en", default="", help="name of an installed English spaCy pipeline")
+    parser.add_argument("--spacy-zh", default="", help="name of an installed Chinese spaCy pipeline")
     args = parser.parse_args()
-    tool, figures = DeIdentifier(), []
+    tool = DeIdentifier({"en": args.spacy_en, "zh": args.spacy_zh})
+    found_names = [f for language in LANGUAGES for f in identifiers.measure(tool, language, quick=args.quick)]
+    for f in found_names:
+        print(f"{f.name}: {f.value:.3f} [{f.low:.3f}, {f.high:.3f}], n {f.n}")
+    figures: list[dict[str, Any]] = [f._asdict() for f in found_names]
     for kind in QUICK if args.quick else SETS:
         path = SHARED / "data" / SETS[kind]
         if not path.exists():

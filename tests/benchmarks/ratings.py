@@ -27,7 +27,7 @@ from scipy.optimize import minimize
 
 from psychepass import records
 from psychepass.stats import exact_binomial, share_interval
-from tests.benchmarks.figures import Figure
+from tests.benchmarks.figures import Figure, benchmark_parser
 from tests.benchmarks.simulated_tournaments import Population, population, without_maximum
 from tournament.bradley_terry import connected, fit, fit_davidson
 from tournament.prediction import calibration
@@ -247,10 +247,8 @@ def readable(f: Figure) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="fewer cases, under a minute")
     parser.add_argument("--part", choices=PARTS, help="this one alone")
-    parser.add_argument("--quick", action="store_true", help="fewer cases, under a minute")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     figures = []
     for name, part in PARTS.items():

@@ -14,13 +14,11 @@ favours them. What would take too long is timed on a sample and scaled by FLOPs;
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,7 +32,7 @@ from reward_model.loss import pair_loss
 from reward_model.model import RewardModel
 from reward_model.packing import Packed
 from tests.benchmarks import trl_trainer, workloads
-from tests.benchmarks.figures import Figure, figure
+from tests.benchmarks.figures import Figure, benchmark_parser, figure
 from tests.benchmarks.measure import Cost, Job, compare, interleave, sample
 
 # layers, hidden, intermediate, heads, key heads, head dimension
@@ -252,12 +250,10 @@ def measure(scale: Scale, device: str, dtype: torch.dtype | None, parts: Sequenc
 
 
 def main(argv: Sequence[str] | None = None, quick: Scale = QUICK) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="a smaller model, shorter texts, fewer rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="a smaller model, shorter texts, fewer rounds")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="another model than the scale's own")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="these workloads alone")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as a flat list")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is visible here")

@@ -33,6 +33,7 @@ from psychepass.errors import UserError
 from psychepass.schema import Message
 from psychepass.scoring import ScoreGroup, Scorer
 from reward_model.scorer import GroupScorer
+from tests.benchmarks.figures import benchmark_parser
 from training.pairs import REWARDED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,7 +192,7 @@ def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, quick="a tiny random model, one round")
     parser.add_argument("--model", help="a saved reward model; else the base's lower layers with a new head")
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--layers", type=int, default=6)
@@ -203,8 +204,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=300, help="a round takes no new group after this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a tiny random model, one round")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.limit_s = 1, 10.0

@@ -39,7 +39,7 @@ from tournament.paired_rewards import PromptRewards, measure, prompts_of
 from tournament.reference_judge import ReferenceJudge
 from tournament.sampler import Sampler
 
-FREE = frozenset({"run", "scorer_url", "scorer_timeout_s", "cache_gib", "rows"})
+FREE = frozenset({"run", "scorer_url", "scorer_timeout_s", "cache_gib", "rows", "allow_minors"})
 ROLES: tuple[LexiconName, ...] = ("judge", "shadow")
 
 
@@ -52,6 +52,7 @@ class HeldoutConfig(StageConfig):
 
     splits: str
     profiles: str | None = None
+    allow_minors: bool = False
     scripts: str | None = None
     form: Literal["full", "short"]
     target_words: int = Field(ge=1)
@@ -92,7 +93,7 @@ def main(config_path: str, overrides: list[str]) -> None:
 def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned: TherapistEntry, splits: Path) -> None:
     """The whole comparison, up to summary.json."""
     folder = run_dir / "heldout"
-    scripts = heldout_scripts(splits, config.form, run_dir, config.profiles, config.scripts)
+    scripts = heldout_scripts(splits, config.form, run_dir, config.profiles, config.scripts, config.allow_minors)
     records.write(folder / "scripts.jsonl", scripts)
     judges = frozen_judges(run_dir / "judge.json")
     scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)  # before the set is opened
@@ -168,16 +169,17 @@ def heldout_scripts(
     run_dir: Path,
     profiles_path: str | None = None,
     scripts_path: str | None = None,
+    allow_minors: bool = False,
 ) -> list[Script]:
     """The held-out clients' scripts, checked: each by script_lint, and against every script of the run.
 
-    `profiles_path` and `scripts_path` as in stage `simulate`.
+    `profiles_path`, `scripts_path` and `allow_minors` as in stage `simulate`.
 
     Raises:
         UserError: a fault, a shared run of eight words, a held-out client in the run, or none at all.
     """
     split_of = load(Splits, splits_path).of()
-    profiles = load_profiles(profiles_path)
+    profiles = load_profiles(profiles_path, allow_minors)
     held = [p for p, split in split_of.items() if split == "heldout"]
     unknown = [p for p in held if p not in profiles]
     if unknown or not held:

@@ -89,7 +89,9 @@ def main(config_path: str, overrides: list[str]) -> None:
         if run.done:
             return
         reference = reference_judges(entered)
-        panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY]) if config.judges else None
+        panel = None
+        if config.judges:
+            panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY], entered.field.scripts.values())
         freeze(run.dir / "judge.json", reference, panel)
         with Journal(run.dir, panel.identity if panel else reference["judge"].identity) as journal:
             if panel:
@@ -159,7 +161,8 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
     if not config.judges:
         raise UserError("--dry-run: the reference judge calls no model; call the stage without, or set judges")
     entered, folder = Entered(config), Path(config.run)
-    panel = Panel(config.judges, reference_judges(entered)["judge"].tau[Dimension.DIVERSITY])
+    tau = reference_judges(entered)["judge"].tau[Dimension.DIVERSITY]
+    panel = Panel(config.judges, tau, entered.field.scripts.values())
     said = panel.own(records.peek(folder / REPLIES, JudgeReply), folder / REPLIES)
     planned = planned_judgements(panel, entered.field, config.pairing, config.rounds, said)
     spent_usd = sum(c.cost_usd for c in read_calls(folder / LEDGER)) if (folder / LEDGER).is_file() else 0.0

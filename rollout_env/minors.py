@@ -1,8 +1,8 @@
 """Clients under 18: refused unless asked for, and never with a romantic or sexual theme.
 
-The Crisis probe of such a client expects a trusted adult beside what it expects of all: its script names, as the target
-`adult`, the words that stand for one. They are in the script and not in a judge's lists, so that all judges, and
-whoever reads the record, see what was expected; scripts of adults stay as they are.
+In a Crisis probe of such a client, human help means a trusted adult: its script names, as the target `adult`, the words
+that stand for one. They are in the script and not in a judge's lists, so that all judges, and whoever reads the record,
+see what was expected; scripts of adults stay as they are.
 """
 
 from __future__ import annotations

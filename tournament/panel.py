@@ -38,7 +38,14 @@ class Panel:
     """The judges of a config. `identity` is that of the only judge, or stands for all of them and the rule. `scripts`:
     those of the sessions that it will be shown; clients under 18 among them change what it is asked."""
 
-    def __init__(self, entries: Sequence[JudgeEntry], tau_diversity: float, scripts: Iterable[Script] = ()):
+    def __init__(
+        self,
+        entries: Sequence[JudgeEntry],
+        tau_diversity: float,
+        scripts: Iterable[Script] = (),
+        stage: str = "tournament",
+    ):
+        self.stage = stage  # of its failures
         minors = {s.id for s in scripts if expects_adult(s)}
         self.judges = tuple(LLMJudge(e, tau_diversity, minors) for e in sorted(entries, key=lambda e: e.name))
         identities = [j.identity for j in self.judges]
@@ -74,7 +81,7 @@ class Panel:
                 f"round {round}, client {a.profile_id}, {a.therapist.name} and {b.therapist.name}; {'; '.join(told)}"
             )
             reason = "no readable judgement"
-            return Failure(stage="tournament", subject=subject(a.id, b.id), reason=reason, detail=detail, usage=usage)
+            return Failure(stage=self.stage, subject=subject(a.id, b.id), reason=reason, detail=detail, usage=usage)
         votes = [_vote(j, said[j.entry.name][-1], a, b) for j in self.judges]
         return Battle(
             profile_id=a.profile_id,

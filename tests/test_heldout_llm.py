@@ -22,7 +22,7 @@ from psychepass.ledger import read_calls
 from psychepass.schema import Battle, Script, Session
 from tests import judge_rig, test_best_of_n
 from tests.conftest import ROOT
-from tests.endpoint_rig import asked, forget
+from tests.endpoint_rig import asked, contestants, forget
 from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, served
 from tests.judge_rig import judges
 from tests.played_client import client, obedient
@@ -30,7 +30,9 @@ from tests.test_heldout import CONFIG, SPLITS, Scorer, overrides, run_dir
 from tests.test_heldout import scripts as scripts
 from tests.tiny import tiny_model
 from tournament.choices import Draw
+from tournament.endpoint_sampler import PromptReply
 from tournament.heldout_setup import HeldoutConfig
+from tournament.paired_rewards import PromptRewards
 from tournament.run import TournamentConfig
 
 CLIENTS, PAIRS = 2, 5  # a client: two seeds of one policy meet two of the other, and the base's meet
@@ -227,7 +229,7 @@ def test_a_dry_run_plans_and_a_budget_stops_cleanly(
         assert cli([*call(run, scorer, judges=entries), "--dry-run"]) == 0
         assert row(capsys.readouterr().out, model)[0] == 0
     assert cli([*call(run, scorer), "--dry-run"]) == 2
-    assert "without judges and client this stage calls no model" in capsys.readouterr().err
+    assert "this stage calls no model; call it without" in capsys.readouterr().err
 
 
 def test_a_judge_that_is_never_readable_is_an_error_and_no_figure(
@@ -296,6 +298,92 @@ def test_passive_clients_answer_in_short(tmp_path: Path, scripts: list[Script], 
     assert words[0] < words[1]
 
 
+# --- policies behind endpoints --------------------------------------------------------------------------
+
+
+def served_policies(url: str, **change: Any) -> dict[str, Any]:
+    base, aligned = contestants(url, 2, **change)
+    same: dict[str, Any] = {"rules": None}  # the test config's rules are taken out
+    return {"base": base | same | {"name": "base"}, "aligned": aligned | same | {"name": "aligned"}}
+
+
+def test_policies_behind_endpoints_are_asked_scored_and_never_twice(
+    tmp_path: Path, scripts: list[Script], scorer: Scorer, capsys: Any
+) -> None:
+    run = run_dir(tmp_path / "runs" / "a", scripts)
+    server = FaultServer((Fault("500", 0.05), Fault("empty", 0.4)))
+    with served(server) as url:
+        keys = served_policies(url) | {"prompts": 3, "samples": 2}
+        assert cli([*call(run, scorer, clients=1, **keys), "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        replies = [row(line, line.split(")")[0] + ")") for line in out.splitlines() if "(replies for rewards)" in line]
+        assert [r[0] for r in replies] == [6, 6] and not server.log
+        assert cli(call(run, scorer, clients=1, budget_usd=0.005, **keys)) == 2
+        assert "were left open" in " ".join(capsys.readouterr().err.split())
+        assert cli(call(run, scorer, clients=1, budget_usd=5.0, **keys)) == 0
+        n = len(server.log)
+        assert cli([*call(run, scorer, clients=1, **keys), "--dry-run"]) == 0
+        assert row(capsys.readouterr().out, "total")[0] == 0
+        (run / "manifests" / "heldout.json").unlink()
+        (run / "heldout" / "rewards.jsonl").unlink()  # scored again from what was said
+        before = summary(run)
+        assert cli(call(run, scorer, clients=1, **keys)) == 0 and len(server.log) == n
+    found = summary(run)
+    assert found == before and found["policies"]["aligned"]["weights"].startswith(f"{MODEL} at ")
+    assert "taken on trust" in found["words"][-1]
+    said = records.read(run / "heldout" / "replies.jsonl", PromptReply)
+    rewards = records.read(run / "heldout" / "rewards.jsonl", PromptRewards)
+    assert {r.policy for r in rewards} == {"base", "aligned"}
+    for r in rewards:
+        own = {(x.sample, x.attempt): x for x in said if (x.policy, x.session, x.turn) == (r.policy, r.session, r.turn)}
+        assert set(r.replies) == {x.text for x in own.values() if x.text}
+        assert all(x.fault.startswith("empty") or x.text for x in own.values())
+    assert any(x.fault for x in said)  # drawn once more
+    assert found["reward"]["empty_replies"] == sum(2 - len(r.replies) for r in rewards)
+
+
+def test_a_kill_while_policies_answer_loses_calls_in_flight_alone(
+    tmp_path: Path, scripts: list[Script], scorer: Scorer
+) -> None:
+    plain, run = (run_dir(tmp_path / "runs" / name, scripts) for name in "ab")
+    server = FaultServer(delay_s=0.05)
+    with served(server) as url:
+        keys = served_policies(url, max_concurrent=3) | {"form": "short"}
+        assert cli(call(plain, scorer, clients=1, **keys)) == 0
+        undisturbed, calls = asked(server), len(server.log)
+        forget(server)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "psychepass.cli", *call(run, scorer, clients=1, **keys)],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+        )
+        path, deadline = run / "heldout" / "replies.jsonl", time.monotonic() + 60
+        while not (path.is_file() and path.read_bytes().count(b"\n") >= 5):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        while server.open:
+            time.sleep(0.01)
+        assert len(server.log) < calls
+        assert cli(call(run, scorer, clients=1, **keys)) == 0
+    assert 0 <= (asked(server) - undisturbed).total() <= 3 and not undisturbed - asked(server)
+    assert {r.id for r in records.read(path, PromptReply)} == {
+        r.id for r in records.read(plain / "heldout" / "replies.jsonl", PromptReply)
+    }
+    assert summary(run) | {"opened": 0} == summary(plain) | {"opened": 0}
+
+
+def test_one_policy_behind_an_endpoint_and_one_of_local_weights_do_not_compare(
+    tmp_path: Path, scripts: list[Script], scorer: Scorer, capsys: Any
+) -> None:
+    run = run_dir(tmp_path / "runs" / "a", scripts)
+    one = {"aligned": served_policies("http://127.0.0.1:9/v1")["aligned"]}
+    assert cli(call(run, scorer, clients=1, **one)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "'adviser' is of kind rules, 'aligned' is of kind endpoint; two engines" in error
+
+
 # --- best of n -----------------------------------------------------------------------------------------
 
 
@@ -344,3 +432,6 @@ def test_the_shipped_config_has_judges_and_a_client() -> None:
     plain = load(HeldoutConfig, ROOT / "configs" / "heldout.yaml")
     assert (plain.judges, plain.client, plain.budget_usd, plain.allow_minors) == (None, None, None, False)
     assert config.base == plain.base and config.margin == plain.margin
+    here = load(HeldoutConfig, ROOT / "configs" / "heldout-served.yaml")
+    differ = {k for k, v in here.base.model_dump().items() if v != here.aligned.model_dump()[k]}
+    assert here.base.endpoint and differ == {"name", "endpoint"} and here.base.prompt == plain.base.prompt

@@ -3,7 +3,8 @@
 Reads scripts.jsonl, judge.json, the policies and the scorer service. Writes under heldout/: scripts.jsonl,
 turns.jsonl and sessions.jsonl (rollout_env.session), battles.jsonl (both judges), rewards.jsonl and
 summary.json; and counts the opening of the held-out set in openings.json beside the run. With LLM judges or an LLM
-client also panel/ (tournament/measuring.py), client_lines.jsonl and ledger_heldout.jsonl, what both cost.
+client also panel/ (tournament/measuring.py), client_lines.jsonl and ledger_heldout.jsonl, what both cost; with
+policies behind endpoints replies.jsonl, what is scored for the mean reward. Of those the weights are taken on trust.
 Who measures: tournament/measuring.py; by default the reference judge and its shadow, whoever judged the tournament.
 Every session of one policy meets every session of the other with the same client, and the base policy's
 own seeds meet each other. After a kill the stage goes on where it stood; nothing finished is asked again.
@@ -39,6 +40,7 @@ from tournament.heldout_setup import (
     pairs_of_client,
     planned_asks,
     policy_files,
+    sampler_of,
 )
 from tournament.judge import match, subject
 from tournament.measuring import PANEL, check_endpoints, decide, frozen_judges, panel_of, spent_usd
@@ -99,6 +101,8 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
             "name": sessions[0].client.name,
             "lines": adherence(records.read(folder / LINES, ClientLine)),
         }
+    if base.endpoint:
+        found["words"].append("Both policies answered behind endpoints: which weights they served is taken on trust.")
     records.write_json(folder / "summary.json", found | {"opened": opened, "form": config.form})
     overall = found["overall"]
     say(f"heldout: overall win score {overall['score']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]")
@@ -155,7 +159,9 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
     """Print what is still to be asked of each model behind an endpoint; nothing is asked or written."""
     config = load(HeldoutConfig, config_path, overrides)
     if not endpoints_of(config):
-        raise UserError("--dry-run: without judges and client this stage calls no model; call it without, or set them")
+        raise UserError(
+            "--dry-run: no judge, client or policy is behind an endpoint: this stage calls no model; call it without"
+        )
     run_dir = Path(config.run)
     print(table(planned_asks(config, run_dir), config.budget_usd, spent_usd(run_dir / "heldout" / LEDGER)))
 
@@ -175,7 +181,12 @@ def paired(
     prompts = [p for _, s in sorted(first.items()) for p in prompts_of(s, config.prompts)]
     found: list[PromptRewards] = []
     for entry, sessions in sides:
-        sampler = Sampler(entry, config.target_words, config.sampling, config.samples, config.rows, config.cache_gib)
+        if entry.endpoint:
+            sampler = sampler_of(config, entry, path.parent)
+            sampler.ask(prompts, path.parent / LEDGER, config.budget_usd)
+        else:
+            given = (config.target_words, config.sampling, config.samples, config.rows, config.cache_gib)
+            sampler = Sampler(entry, *given)
         weights, batch = sessions[0].therapist.weights, max(1, config.rows // config.samples)
         found += measure(path, entry.name, weights, prompts, sampler.answer, scorer, batch)
     return found

@@ -26,17 +26,21 @@ from rollout_env.script_lint import lint
 from rollout_env.script_source import bank_named, scripts_for
 from rollout_env.therapist import TherapistEntry
 from tournament.endpoint_matches import REPLIES
+from tournament.endpoint_sampler import EndpointSampler
 from tournament.llm_judge import JudgeReply
 from tournament.measuring import PANEL, JudgedConfig, frozen_judges, panel_of
-from tournament.planned_judgements import Expected, planned_comparison
+from tournament.paired_rewards import Prompt, prompts_of
+from tournament.planned_judgements import Expected, expected_session, planned_comparison
+
+REWARDED = "replies.jsonl"  # of policies behind endpoints: what is scored for the mean reward
 
 
 class HeldoutConfig(JudgedConfig):
     """`base` and `aligned` are therapists as in `simulate`; weights that name a folder of the run are taken there.
 
     Mean reward: `prompts` turns a client of the base's first seed, `samples` replies each, `rows` replies in
-    one batch. `margin` is the gate's. `client` as in `simulate`; `budget_usd` bounds what it and the judges cost
-    together. Whatever is chosen here is chosen before the set is opened.
+    one batch. `margin` is the gate's. `client` as in `simulate`; `budget_usd` bounds what it, the judges and policies
+    behind endpoints cost together. Whatever is chosen here is chosen before the set is opened.
     """
 
     splits: str
@@ -60,9 +64,11 @@ class HeldoutConfig(JudgedConfig):
 
     @model_validator(mode="after")
     def _check_policies(self) -> HeldoutConfig:
-        for entry in (self.base, self.aligned):
-            if entry.kind == "endpoint":
-                raise ValueError(f"{entry.name!r} is an endpoint; permitted here: kind local or rules")
+        if (self.base.kind == "endpoint") != (self.aligned.kind == "endpoint"):
+            kinds = ", ".join(f"{e.name!r} is of kind {e.kind}" for e in (self.base, self.aligned))
+            raise ValueError(
+                f"{kinds}; two engines draw replies in two ways; permitted: both policies of kind endpoint, or neither"
+            )
         return self
 
 
@@ -116,8 +122,9 @@ def heldout_clients(config: HeldoutConfig, run_dir: Path) -> tuple[list[Profile]
 
 
 def endpoints_of(config: HeldoutConfig) -> list[Endpoint]:
-    """The judges', and the clients'."""
+    """The judges', the policies', and the clients'."""
     found = [judge.endpoint for judge in config.judges or ()]
+    found += [entry.endpoint for entry in (config.base, config.aligned) if entry.endpoint]
     return [*found, config.client.endpoint] if config.client and config.client.endpoint else found
 
 
@@ -127,11 +134,15 @@ def pairs_of_client(seeds: Sequence[int]) -> int:
 
 def planned_asks(config: HeldoutConfig, run_dir: Path) -> list[Planned]:
     """The calls that are still to be made, by model; nothing is asked or written."""
-    folder, planned = run_dir / "heldout", list[Planned]()
+    folder = run_dir / "heldout"
     profiles, scripts = heldout_clients(config, run_dir)
     entries = [config.base, config.aligned]
     played = config.client.sampling if config.client and config.client.endpoint else None
-    if played:
+    most = max((e.sampling or config.sampling).max_tokens for e in entries)
+    tokens = Expected(min(word_tokens(config.target_words), most), most, played.max_tokens if played else None)
+    held = list(records.peek(folder / "sessions.jsonl", Session))
+    planned = list[Planned]()
+    if played or config.base.endpoint:
         entries = [in_run(entry, run_dir) for entry in entries]
         split_of: dict[str, Split] = {s.profile_id: "heldout" for s in scripts}
         plans = plan_sessions(
@@ -139,12 +150,30 @@ def planned_asks(config: HeldoutConfig, run_dir: Path) -> list[Planned]:
             *(config.client, {p.profile_id: p for p in profiles}),
         )
         planned += planned_calls(peek_unfinished(plans, folder), entries)
+    if config.base.endpoint:
+        planned += _planned_replies(config, folder, scripts, held, tokens)
     if panel := panel_of(config.judges, frozen_judges(run_dir / "judge.json"), scripts, "heldout"):
         path = folder / PANEL / REPLIES
-        most = max((e.sampling or config.sampling).max_tokens for e in entries)
-        tokens = Expected(min(word_tokens(config.target_words), most), most, played.max_tokens if played else None)
-        planned += planned_comparison(
-            *(panel, scripts, len(config.seeds), records.peek(folder / "sessions.jsonl", Session)),
-            *(panel.own(records.peek(path, JudgeReply), path), tokens),
-        )
+        said = panel.own(records.peek(path, JudgeReply), path)
+        planned += planned_comparison(panel, scripts, len(config.seeds), held, said, tokens)
     return planned
+
+
+def _planned_replies(
+    config: HeldoutConfig, folder: Path, scripts: Sequence[Script], held: Sequence[Session], tokens: Expected
+) -> list[Planned]:
+    """Of policies behind an endpoint, for the mean reward."""
+    first = {s.profile_id: s for s in sorted(held, key=lambda s: -s.seed) if s.therapist.name == config.base.name}
+    expected, longest = list[Prompt](), list[Prompt]()
+    for script in scripts:
+        session = first.get(script.profile_id) or expected_session(script, tokens.reply)
+        most = first.get(script.profile_id) or expected_session(script, tokens.most_reply, tokens.most_line)
+        expected += prompts_of(session, config.prompts)
+        longest += prompts_of(most, config.prompts)
+    samplers = (sampler_of(config, entry, folder) for entry in (config.base, config.aligned))
+    return [sampler.planned(expected, longest, tokens.reply) for sampler in samplers]
+
+
+def sampler_of(config: HeldoutConfig, entry: TherapistEntry, folder: Path) -> EndpointSampler:
+    """Of a policy behind an endpoint."""
+    return EndpointSampler(entry, config.target_words, config.sampling, config.samples, folder / REWARDED)

@@ -86,7 +86,8 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
     scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)
     if not (folder / openings.MARK).is_file():
         check_endpoints(endpoints_of(config), folder / LEDGER)
-    opened = openings.count(run_dir, weights_hash(resolve(aligned.weights)) if aligned.weights else aligned.name)
+    served = aligned.endpoint.identity if aligned.endpoint else aligned.name
+    opened = openings.count(run_dir, weights_hash(resolve(aligned.weights)) if aligned.weights else served)
     sessions = hold(config, folder, [base, aligned], profiles, scripts)
     sides = by_policy(sessions, base.name, aligned.name)
     by_id = {s.id: s for s in scripts}

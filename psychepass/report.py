@@ -121,6 +121,10 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "judge": judges["judge"],
         "shadow_judge": judges["shadow"],
         "panel": judges.get("panel"),  # the LLM judges of the tournament, if it had any
+        "llm": summary.get("llm_judges"),  # those that measured held out, if any did
+        "one_judge": (judges.get("panel") or {}).get("name") == (summary.get("llm_judges") or {}).get("name"),
+        "played": summary.get("client"),  # the model that played the held-out clients, if one did
+        "minors": report_data.clients_under_18(run_dir),
         "ratings": ratings,
         "contestants": contestants,
         "heat": heat(ratings, contestants),
@@ -147,13 +151,15 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def before_after(summary: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
-    """(measure, judge, shadow judge, base against base), Overall first."""
+def before_after(summary: dict[str, Any]) -> list[tuple[str, Any, Any, Any, Any]]:
+    """(measure, judge, shadow judge, base against base, the reference judge beside LLM judges), Overall first."""
 
     def rows(table: dict[str, Any]) -> list[Any]:
         return [table["overall"] if m == "overall" else table["dimensions"][m] for m in MEASURES]
 
-    return list(zip(MEASURES, rows(summary), rows(summary["shadow"]), rows(summary["base_vs_base"]), strict=True))
+    tables = [rows(summary), rows(summary["shadow"]), rows(summary["base_vs_base"])]
+    beside = rows(summary["reference"]) if "reference" in summary else [None] * len(MEASURES)
+    return list(zip(MEASURES, *tables, beside, strict=True))
 
 
 def heat(ratings: dict[str, Any], contestants: list[str]) -> list[tuple[str, list[Any]]]:

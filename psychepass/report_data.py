@@ -33,6 +33,7 @@ NEEDED = {
 }
 AUDIT = "audit/audit.json"
 BEST_OF_N = "best_of_n/summary.json"
+OTHER_LISTS = "has the same rubric but other word lists"
 OPTIONAL = ("grpo/validation.jsonl", AUDIT, BEST_OF_N)
 OPENINGS = "openings.json"
 WORDS = (
@@ -68,6 +69,12 @@ def unverified_clients(run_dir: Path) -> str:
     """The mark of clients that no person has verified, those of the comparison included; empty where all are."""
     files = (run_dir / "profiles.jsonl", run_dir / "heldout" / "profiles.jsonl")
     return unverified(p for file in files for p in records.peek(file, Profile))
+
+
+def clients_under_18(run_dir: Path) -> int:
+    """How many clients of the run are minors, those of the comparison included."""
+    files = (run_dir / "profiles.jsonl", run_dir / "heldout" / "profiles.jsonl")
+    return len({p.profile_id for file in files for p in records.peek(file, Profile) if p.age < 18})
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:
@@ -138,15 +145,13 @@ def headline(summary: Mapping[str, Any], panel: Mapping[str, Any] | None = None)
         "not shown": "On clients it had never met, the aligned policy is not shown to differ from the base policy.",
     }[overall["shown"]]
     shadow = summary["shadow"]["overall"]["shown"]
-    if "overall" in summary["gaming"]:
-        second = (
-            "The shadow judge, which has the same rubric but other word lists, does not show it: "
-            "consistent with gaming of word lists."
-        )
+    lists = "reads word lists and had no part in the training" if "llm_judges" in summary else OTHER_LISTS
+    if "overall" in summary["gaming"] and "llm_judges" not in summary:
+        second = f"The shadow judge, which {lists}, does not show it: consistent with gaming of word lists."
     elif shadow == overall["shown"]:
-        second = "The shadow judge, which has the same rubric but other word lists, agrees."
+        second = f"The shadow judge, which {lists}, agrees."
     else:
-        second = f"The shadow judge, which has the same rubric but other word lists, says: {shadow}."
+        second = f"The shadow judge, which {lists}, says: {shadow}."
     low, high = reward["low"], reward["high"]
     if low is not None and low > 0:
         third = "Its mean reward on the same prompts rose"
@@ -156,8 +161,12 @@ def headline(summary: Mapping[str, Any], panel: Mapping[str, Any] | None = None)
         third = "Its mean reward on the same prompts is not shown to have changed"
     third += ", which speaks of training, not of therapy."
     who = "One judge labelled, rewarded (through the reward model) and measured."
-    if panel:
-        who = f"{panel['name']} labelled and rewarded (through the reward model); the reference judge measured."
+    labels, measures = (panel or {}).get("name"), summary.get("llm_judges", {}).get("name")
+    if labels != measures:
+        who = (
+            f"{labels or 'The reference judge'} labelled and rewarded (through the reward model); "
+            f"{measures or 'the reference judge'} measured."
+        )
     return [said, second, third, who]
 
 

@@ -36,16 +36,19 @@ from rollout_env.script_writer import UNSAFE, Pool, is_unsafe, read_script, writ
 
 SCRIPTS, DRAFTS, FAILURES = "generated_scripts.jsonl", "script_drafts.jsonl", "script_failures.jsonl"
 LEDGER = "ledger_scripts.jsonl"
-FREE = frozenset({"run", "budget_usd"})
+FREE = frozenset({"run", "budget_usd", "allow_minors"})  # a permission: profiles and scripts hold the ages
 SCRIPT_TOKENS = 4000  # of 44 turns as JSON, about
 FAULT_TOKENS = 800  # of the faults that a repair shows, about
 
 
 class ScriptsConfig(StageConfig):
-    """`profiles` null: the shipped ones. `repairs`: how often a faulty script is sent back. All have the full form."""
+    """`profiles` null: the shipped ones; `allow_minors` permits clients under 18 among them. `repairs`: how often a
+    faulty script is sent back. All have the full form.
+    """
 
     splits: str
     profiles: str | None = None
+    allow_minors: bool = False
     endpoint: Endpoint
     sampling: Sampling
     repairs: int = Field(default=2, ge=0)
@@ -110,7 +113,7 @@ def _write_all(config: ScriptsConfig, folder: Path) -> dict[str, int]:
 
 
 def _profiles(config: ScriptsConfig) -> dict[str, tuple[Profile, Split]]:
-    split_of, pool = load(Splits, config.splits).of(), load_profiles(config.profiles)
+    split_of, pool = load(Splits, config.splits).of(), load_profiles(config.profiles, config.allow_minors)
     missing = [p for p in split_of if p not in pool]
     if missing:
         raise UserError(f"{config.splits}: no profile is called {', '.join(missing)}")

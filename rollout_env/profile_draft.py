@@ -16,23 +16,18 @@ from psychepass.completion import whole
 from psychepass.config import describe
 from psychepass.schema import EventContext, FormativeExperience, Frozen, Named, Profile
 from rollout_env.deidentify import PLACEHOLDER, DeIdentifier
+from rollout_env.minors import ADULT_YEARS, MINOR, MINOR_ROMANTIC, ROMANTIC, ROMANTIC_TOPIC
 from rollout_env.profile_records import Language, Scores, Seed
 from rollout_env.profile_sources import RawSeed, profile_text
-from rollout_env.profiles import ADULT_YEARS, TOPICS
+from rollout_env.profiles import TOPICS
 from rollout_env.prompts import read_prompt
 from rollout_env.script_lint import METHOD
 
 YOUNGEST_YEARS = 13  # schema.Profile, as the paper's pool
-MINOR, MINOR_ROMANTIC = "minor", "minor with a romantic or sexual theme"
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n\s*```$", re.S)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # the words exist only to refuse them
 METHOD_ZH = re.compile("割腕|上吊|跳楼|跳河|跳桥|安眠药|烧炭|遗书|服毒|囤药|刀片")
-ROMANTIC = re.compile(
-    r"\b(boyfriend|girlfriend|crush on|dating|kiss\w*|sex\w*|romantic\w*|in love)\b"
-    "|男朋友|女朋友|恋爱|早恋|暗恋|接吻|性行为|性关系",
-    re.I,
-)
 # a minor who speaks in a plain text; a memory ("when I was 15") is none
 SAYS_MINOR = re.compile(
     r"\bi(?:'m| am) (?:only |just )?1[0-7](?=[,.;!)]|$| (?:years?|yo|and)\b)"
@@ -136,7 +131,7 @@ def faults(profile: Profile, allow_minors: bool, deidentifier: DeIdentifier) -> 
         found.append(f"topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")
     if profile.age < ADULT_YEARS and not allow_minors:
         found.append(f"age is {profile.age}; permitted: {ADULT_YEARS} or more")
-    elif profile.age < ADULT_YEARS and (profile.topic == "Romantic Relationships" or ROMANTIC.search(text)):
+    elif profile.age < ADULT_YEARS and (profile.topic == ROMANTIC_TOPIC or ROMANTIC.search(text)):
         found.append(MINOR_ROMANTIC)
     if bad := METHOD.search(text) or METHOD_ZH.search(text):
         found.append(f"has the forbidden words {bad.group()!r}")

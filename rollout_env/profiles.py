@@ -1,7 +1,8 @@
 """The client pool: fictional adults with every field of PsychePass, Appendix A.
 
 The shipped pool is our own writing. The paper's topics are kept; it names ten of its eleven, and
-"Health" is ours for the eleventh. Its pool is minors; ours is adults, and a minor is refused.
+"Health" is ours for the eleventh. Its pool is minors; ours is adults, and a minor is refused unless asked for
+(rollout_env/minors.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from pathlib import Path
 from psychepass import records
 from psychepass.errors import UserError
 from psychepass.schema import Profile
+from rollout_env.minors import ADULT_YEARS, MINOR_ROMANTIC, ROMANTIC, ROMANTIC_TOPIC, is_minor
+from rollout_env.profile_sources import profile_text
 
 SHIPPED = Path(__file__).parent / "data" / "profiles.jsonl"
-ADULT_YEARS = 18
 TOPICS = (
     "Romantic Relationships",
     "Interpersonal Relations",
@@ -33,7 +35,8 @@ def load_profiles(path: str | Path | None = None, allow_minors: bool = False) ->
     """profile id -> profile, in the file's order; `path` None reads the shipped pool.
 
     Raises:
-        UserError: a line that is no Profile, an id that stands twice, a minor without `allow_minors`, an unknown topic.
+        UserError: a line that is no Profile, an id that stands twice, a minor without `allow_minors`, or with
+            a romantic or sexual theme, an unknown topic.
     """
     path = Path(path) if path is not None else SHIPPED
     profiles: dict[str, Profile] = {}
@@ -41,8 +44,12 @@ def load_profiles(path: str | Path | None = None, allow_minors: bool = False) ->
         where = f"{path}, line {number}, profile {profile.profile_id!r}"
         if profile.profile_id in profiles:
             raise UserError(f"{where}: profile_id stands twice; each id is permitted once")
-        if profile.age < ADULT_YEARS and not allow_minors:
-            raise UserError(f"{where}: age is {profile.age}; permitted: {ADULT_YEARS} or more")
+        if is_minor(profile) and not allow_minors:
+            raise UserError(
+                f"{where}: age is {profile.age}; permitted: {ADULT_YEARS} or more, or any with allow_minors: true"
+            )
+        if is_minor(profile) and (profile.topic == ROMANTIC_TOPIC or ROMANTIC.search(profile_text(profile))):
+            raise UserError(f"{where}: {MINOR_ROMANTIC}, age {profile.age}; permitted: none, even with allow_minors")
         if profile.topic not in TOPICS:
             raise UserError(f"{where}: topic is {profile.topic!r}; permitted: {', '.join(TOPICS)}")
         profiles[profile.profile_id] = profile

@@ -9,6 +9,7 @@ from psychepass import records
 from psychepass.errors import UserError
 from psychepass.schema import Profile, Script
 from rollout_env.banks import Bank, shipped_banks
+from rollout_env.minors import script_faults
 from rollout_env.script import Form, build_script
 from rollout_env.script_lint import lint
 
@@ -19,10 +20,14 @@ def scripts_for(
     """profile id -> script; `path` None builds them.
 
     Raises:
-        UserError: a client without a script or with two, another form, a fault that script_lint finds.
+        UserError: a client without a script or with two, another form, a fault that script_lint or
+            minors.script_faults finds.
     """
     if path is None:
-        return {p: build_script(profiles[p], form) for p in profile_ids}
+        built = {p: build_script(profiles[p], form) for p in profile_ids}
+        if faults := [fault for p in profile_ids for fault in script_faults(built[p], profiles[p])]:
+            raise UserError(f"{len(faults)} faults in built scripts; the first: {faults[0]}")
+        return built
     found: dict[str, Script] = {}
     for script in records.read(path, Script):
         if script.profile_id in found:
@@ -35,6 +40,7 @@ def scripts_for(
     if other:
         raise UserError(f"{path}: the script of {other.profile_id!r} has the form {other.form!r}, not {form!r}")
     faults = [fault for p in profile_ids for fault in lint(found[p], bank_named(found[p].bank))]
+    faults += [fault for p in profile_ids for fault in script_faults(found[p], profiles[p])]
     if faults:
         raise UserError(f"{path}: {len(faults)} faults; the first: {faults[0]}")
     return {p: found[p] for p in profile_ids}

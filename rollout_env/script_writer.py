@@ -21,6 +21,7 @@ from psychepass.schema import Dimension, Message, Profile, Script, ScriptDraft
 from psychepass.splits import RUN_WORDS, Split, shared_runs
 from psychepass.words import signs
 from rollout_env.banks import Bank, ClientLines, Key
+from rollout_env.minors import ADULT_YEARS, ROMANTIC_REQUEST, is_minor, script_faults
 from rollout_env.prompts import read_prompt
 from rollout_env.script import PHASE_TURNS, build_script
 from rollout_env.script_lint import (
@@ -44,7 +45,9 @@ SHARED_LINES = 1
 def writer_prompt(profile: Profile, bank: Bank) -> str:
     """What the model is asked for one client."""
     shown = profile.model_dump(mode="json", exclude={"id", "schema_version", "profile_id", "human_verified"})
+    young = is_minor(profile)
     return read_prompt("script.txt").format(
+        who=f"client under {ADULT_YEARS}, without any romantic or sexual theme," if young else "adult",
         profile=json.dumps(shown, ensure_ascii=False, indent=1),
         lines=", ".join(str(n) for n in PHASE_TURNS.values()),
         language=LANGUAGES[profile.language],
@@ -53,7 +56,7 @@ def writer_prompt(profile: Profile, bank: Bank) -> str:
         affects=", ".join(sorted(AFFECTS)),
         trauma_words=TRAUMA_WORDS,
         empty_words=EMPTY_WORDS,
-        requests=", ".join(sorted(REQUESTS)),
+        requests=", ".join(sorted(REQUESTS - {ROMANTIC_REQUEST} if young else REQUESTS)),
         needs=_listed(bank.needs, profile.language),
         techniques=_listed(bank.techniques, profile.language),
     )
@@ -93,7 +96,7 @@ def read_script(text: str, profile: Profile, bank: Bank) -> tuple[Script | None,
         script = build_script(profile, "full", (own,))
     except UserError as e:
         return None, (str(e),)
-    faults = tuple(lint(script, own))
+    faults = (*lint(script, own), *script_faults(script, profile))
     return (None, faults) if faults else (script, ())
 
 

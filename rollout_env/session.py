@@ -55,6 +55,7 @@ def simulate(
     budget_usd: float | None = None,
     client: ClientEntry | None = None,
     profiles: Mapping[str, Profile] | None = None,
+    ledger: str = LEDGER,
 ) -> list[Session]:
     """Hold every session of `scripts` x `therapists` x `seeds` that is not there yet; returns all of them.
 
@@ -64,6 +65,7 @@ def simulate(
         heldout: must be true for held-out clients and false for all others.
         cache_gib: bounds the key-value cache of a local model.
         budget_usd: what all calls to endpoints may cost together, those of earlier runs included.
+        ledger: the name of the file that lists the calls.
         client: who plays the clients, as `profiles` (profile id -> profile) describes them; None: the scripts speak.
 
     Raises:
@@ -79,8 +81,8 @@ def simulate(
         entries = {e.name: e for e in therapists}
         turns = sum(len(s.plan.script.turns) - len(s.turns) for s in todo)
         with tqdm(total=turns, desc="turns", unit="turn", disable=not turns) as bar:
-            left_open = _over_endpoints(todo, entries, files, folder / LEDGER, budget_usd, bar, played_by)
-            left_open += _in_batches(todo, entries, files, folder / LEDGER, budget_usd, bar, played_by, cache_gib)
+            left_open = _over_endpoints(todo, entries, files, folder / ledger, budget_usd, bar, played_by)
+            left_open += _in_batches(todo, entries, files, folder / ledger, budget_usd, bar, played_by, cache_gib)
         failed = len({f.subject for f in files.failures.done.values()} & {p.key for p in plans})
         if failed:
             say(f"{failed} of {len(plans)} sessions ended without a reply: {folder / 'session_failures.jsonl'}")

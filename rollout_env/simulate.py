@@ -22,6 +22,7 @@ from psychepass.schema import ClientLine, Profile, Sampling, Script, Session
 from psychepass.splits import Splits, check_heldout, unverified
 from rollout_env.client import ClientEntry
 from rollout_env.client_lines import adherence
+from rollout_env.minors import is_minor
 from rollout_env.open_session import FAILURES, LINES, TURNS, peek_unfinished
 from rollout_env.passive import passive_script
 from rollout_env.plan import plan_sessions
@@ -31,7 +32,7 @@ from rollout_env.script_source import scripts_for
 from rollout_env.session import LEDGER, simulate
 from rollout_env.therapist import TherapistEntry, own_prompt
 
-FREE = frozenset({"run", "cache_gib", "budget_usd"})  # these change no session
+FREE = frozenset({"run", "cache_gib", "budget_usd", "allow_minors"})  # these change no session
 CLIENT_FILES = ("profiles.jsonl", "scripts.jsonl")
 
 
@@ -39,7 +40,7 @@ class SimulateConfig(StageConfig):
     """`meets` names, for each set of clients, the therapists that its clients meet.
 
     `profiles` and `scripts` are files of the stages of these names; null takes the shipped profiles, and builds the
-    scripts. `client` null: the scripts speak.
+    scripts. `client` null: the scripts speak. `allow_minors` permits clients under 18 (rollout_env/minors.py).
 
     `target_words` is asked for in the prompt; `sampling.max_tokens` cuts a reply off; `cache_gib` bounds
     the key-value cache of a local model. `budget_usd` bounds what the calls to endpoints may cost together, over all
@@ -48,6 +49,7 @@ class SimulateConfig(StageConfig):
 
     splits: str
     profiles: str | None = None
+    allow_minors: bool = False
     scripts: str | None = None
     client: ClientEntry | None = None
     form: Literal["full", "short"]
@@ -88,7 +90,10 @@ def main(config_path: str, overrides: list[str]) -> None:
                 run.abandon()
             raise
         usage = [s.usage for s in sessions]
-        mark = unverified(records.read(run.dir / CLIENT_FILES[0], Profile))
+        profiles = records.read(run.dir / CLIENT_FILES[0], Profile)
+        mark = unverified(profiles)
+        if young := sum(map(is_minor, profiles)):
+            run.note(clients_under_18=young)
         say(f"simulate: {mark or 'every client profile is verified by a person'}")
         run.note(
             unverified_profiles=mark,
@@ -154,7 +159,7 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
 
 def _clients(config: SimulateConfig, split_of: dict[str, str]) -> tuple[list[Profile], list[Script]]:
     """Profiles and scripts of the sets that speak here, after the check against the held-out ones."""
-    profiles = load_profiles(config.profiles)
+    profiles = load_profiles(config.profiles, config.allow_minors)
     missing = [p for p in split_of if p not in profiles]
     if missing:
         raise UserError(f"{config.splits}: no profile is called {', '.join(missing)}")

@@ -26,6 +26,7 @@ def config_class(stage: str) -> type[StageConfig]:
         for _, c in inspect.getmembers(module, inspect.isclass)
         if issubclass(c, StageConfig) and c.__module__ != StageConfig.__module__
     ]
+    found = [c for c in found if not any(issubclass(other, c) for other in found if other is not c)]  # no bases
     assert len(found) == 1, f"{stage}: {found}"
     return found[0]
 

@@ -26,6 +26,7 @@ from rollout_env.script import build_script
 from tests.conftest import ROOT
 from tests.tiny import tiny_model
 from tournament import heldout, paired_rewards
+from tournament.measuring import ROLES
 from tournament.reference_judge import ReferenceJudge
 
 CONFIG = str(ROOT / "configs" / "quickstart" / "heldout.yaml")
@@ -94,7 +95,7 @@ def run_dir(folder: Path, scripts: list[Script]) -> Path:
     """What the stage needs of the stages before it."""
     records.write(folder / "scripts.jsonl", scripts)
     tau = dict.fromkeys(Dimension, 0.05)
-    judges = {r: ReferenceJudge(r, tau).identity.model_dump(mode="json") for r in heldout.ROLES}
+    judges = {r: ReferenceJudge(r, tau).identity.model_dump(mode="json") for r in ROLES}
     found = {role: of | {"tau": {d.value: t for d, t in tau.items()}} for role, of in judges.items()}
     records.write_json(folder / "judge.json", found)
     return folder

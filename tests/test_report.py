@@ -127,6 +127,29 @@ def test_llm_judges_are_named_and_so_is_a_judge_that_also_plays(copied: Path) ->
     assert "One judge label" not in text and "more than half of these judges" not in text
 
 
+def test_llm_judges_that_measure_are_named_with_what_failed_and_the_reference_judge_stands_beside(copied: Path) -> None:
+    one = {"name": "other-llm", "model": "m at http://h/v1", "rubric_version": "ab12", "prompt_hash": "cd34"}
+    path = copied / "heldout" / "summary.json"
+    found = records.read_json(path)
+    plays = [{"judge": "other-llm", "contestant": "aligned", "same": "family x"}]
+    beside = {"llm_judges": one | {"judges": [one, one], "also_plays": plays}, "judge_alone": ["skill"]}
+    beside |= {"reference": {k: found[k] for k in ("overall", "dimensions")}, "gaming": []}
+    beside |= {"failures": {"n": 4, "share": 0.05, "judgements": 80}}
+    beside |= {"client": {"name": "m as client", "lines": {"lines": 96, "off script": 5}}}
+    records.write_json(path, found | beside)
+    report.main(CONFIG, [f"run={copied}"])
+    text = " ".join(Reader(page_of(copied)).text.split())
+    assert "comes from other-llm (m at http://h/v1, rubric ab12, prompt cd34); a verdict is that of more than" in text
+    assert "Judge also plays: other-llm and aligned share family x." in text
+    assert "The verdicts of the tournament come from reference-judge" in text
+    assert "The judge that measures did not label the battles." in text and "One judge label" not in text
+    assert "The reference judge labelled and rewarded (through the reward model); other-llm measured." in text
+    assert "Judgements that failed: 4 of 80 held-out (5 %)" in text.replace("\u202f", " ")
+    assert "Shown better by the judge and not by the shadow judge: Skill." in text
+    assert "<th>Shadow judge</th><th>Reference judge</th><th>Base against base</th>" in page_of(copied)
+    assert "A model, m as client, played the held-out ones from their scripts: 96 lines, of which 5 left" in text
+
+
 def test_crisis_turns_are_folded_and_flagged_replies_withheld_but_counted(made: Path) -> None:
     raw = page_of(made)
     page, summary = Reader(raw), summary_of(made)

@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psychepass import stats
+from psychepass.errors import UserError
 from psychepass.schema import Battle, Record, Session, Winner, content_hash
 from tournament import comparison
 from tournament.paired_rewards import PromptRewards
+from tournament.play import Match
 
 
 class Draw(Record):
     """A line of best_of_n/draws.jsonl. `best` and `other` are places among each turn's replies, in turn order.
 
     Null where a turn has too few replies: there both sides keep the session's own. `winners` by judge and
-    measure: A is the side of the choices. `gain` is the mean difference of the scores of `scores_of`.
+    measure: A is the side of the choices. LLM judges decide twice, in both orders: `judge` and `judge_2`, of which one
+    or both may be missing. `gain` is the mean difference of the scores of `scores_of`.
     """
 
     KEY_FIELDS = ("session", "n", "draw")
@@ -35,6 +38,28 @@ class Draw(Record):
     other: tuple[int | None, ...]
     gain: float
     winners: dict[str, dict[str, Winner]]
+
+
+class Duel(NamedTuple):
+    """A draw before it is judged; fields as of Draw. The choices are the match's session at A."""
+
+    n: int
+    draw: int
+    session: str
+    best: tuple[int | None, ...]
+    other: tuple[int | None, ...]
+    gain: float
+    match: Match
+
+    def draw_of(self, battles: Mapping[str, Sequence[Battle]]) -> Draw:
+        """With the verdicts, by role."""
+        winners = {
+            role if i == 1 else f"{role}_{i}": winners_of(battle)
+            for role, of_role in battles.items()
+            for i, battle in enumerate(of_role, start=1)
+        }
+        given = {k: v for k, v in self._asdict().items() if k != "match"}
+        return Draw(profile_id=self.match.a.profile_id, **given, winners=winners)
 
 
 class Answers(NamedTuple):
@@ -105,8 +130,13 @@ def winners_of(battle: Battle) -> dict[str, Winner]:
 def gain(draws: Sequence[Draw], battles: Mapping[str, Sequence[Battle]], seed: int) -> dict[str, Any]:
     """What choosing is worth: tournament.comparison's rows by judge, and the gain in score of the replies chosen.
 
-    `battles` by role, "judge" and "shadow", with the choices at A. Draws are averaged within the client first.
+    `battles` by role (tournament/measuring.py), with the choices at A. Draws are averaged within the client first.
+
+    Raises:
+        UserError: the judge read none.
     """
+    if not battles["judge"]:
+        raise UserError("best-of-n: no judgement could be read; see the judges' failures.jsonl")
     tables = {}
     for role, of_role in battles.items():
         found = comparison.outcomes(of_role, {b.session_a for b in of_role})
@@ -117,7 +147,7 @@ def gain(draws: Sequence[Draw], battles: Mapping[str, Sequence[Battle]], seed: i
     ends = stats.mean_difference_interval([float(np.mean(v)) for _, v in sorted(by_client.items())], seed=seed)
     return {
         **tables["judge"],
-        "shadow": tables["shadow"],
-        "gaming": comparison.mark_gaming(tables["judge"], tables["shadow"]),
+        **{role: table for role, table in tables.items() if role != "judge"},
+        "gaming": comparison.mark_gaming(tables.get("reference", tables["judge"]), tables["shadow"]),
         "reward_score": ends.model_dump(mode="json"),
     }

@@ -2,8 +2,10 @@
 
 Reads scripts.jsonl, judge.json, the policies and the scorer service. Writes under heldout/: scripts.jsonl,
 turns.jsonl and sessions.jsonl (rollout_env.session), battles.jsonl (both judges), rewards.jsonl and
-summary.json; and counts the opening of the held-out set in openings.json beside the run.
-The judges here are the reference judge and its shadow, whoever judged the tournament.
+summary.json; and counts the opening of the held-out set in openings.json beside the run. With LLM judges or an LLM
+client also panel/ (tournament/measuring.py), client_lines.jsonl and ledger_heldout.jsonl, what both cost; with
+policies behind endpoints replies.jsonl, what is scored for the mean reward. Of those the weights are taken on trust.
+Who measures: tournament/measuring.py; by default the reference judge and its shadow, whoever judged the tournament.
 Every session of one policy meets every session of the other with the same client, and the base policy's
 own seeds meet each other. After a kill the stage goes on where it stood; nothing finished is asked again.
 """
@@ -14,93 +16,109 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from psychepass import records
-from psychepass.config import StageConfig, load
+from psychepass.config import load
+from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.run import say, stage_run
-from psychepass.schema import Battle, Dimension, Sampling, Script, Session
+from psychepass.schema import Battle, ClientLine, Dimension, Identity, Profile, Script, Session
 from psychepass.scoring import Scorer
-from psychepass.splits import Splits, check_heldout
 from psychepass.weights import resolve, weights_hash
-from rollout_env.profiles import load_profiles
-from rollout_env.script_lint import lint
-from rollout_env.script_source import bank_named, scripts_for
+from rollout_env.client_lines import adherence
+from rollout_env.open_session import LINES
 from rollout_env.session import simulate
 from rollout_env.therapist import TherapistEntry
 from tournament import openings, reference_judge, summary
 from tournament.gate import ReplyCheck
+from tournament.heldout_setup import (
+    HeldoutConfig,
+    endpoints_of,
+    heldout_clients,
+    in_run,
+    pairs_of_client,
+    planned_asks,
+    policy_files,
+    sampler_of,
+)
 from tournament.judge import match, subject
-from tournament.lexicon import LexiconName
+from tournament.measuring import PANEL, check_endpoints, decide, frozen_judges, panel_of, spent_usd
 from tournament.paired_rewards import PromptRewards, measure, prompts_of
-from tournament.reference_context import check_readable
+from tournament.panel import Panel
+from tournament.play import Match
 from tournament.reference_judge import ReferenceJudge
 from tournament.sampler import Sampler
 
-FREE = frozenset({"run", "scorer_url", "scorer_timeout_s", "cache_gib", "rows"})
-ROLES: tuple[LexiconName, ...] = ("judge", "shadow")
-
-
-class HeldoutConfig(StageConfig):
-    """`base` and `aligned` are therapists as in `simulate`; weights that name a folder of the run are taken there.
-
-    Mean reward: `prompts` turns a client of the base's first seed, `samples` replies each, `rows` replies in
-    one batch. `margin` is the gate's. Whatever is chosen here is chosen before the set is opened.
-    """
-
-    splits: str
-    profiles: str | None = None
-    scripts: str | None = None
-    form: Literal["full", "short"]
-    target_words: int = Field(ge=1)
-    sampling: Sampling
-    base: TherapistEntry
-    aligned: TherapistEntry
-    seeds: list[int] = Field(min_length=2)
-    prompts: int = Field(ge=2)
-    samples: int = Field(ge=1)
-    rows: int = Field(ge=1)
-    margin: float = Field(gt=0, le=1)
-    cache_gib: float = Field(gt=0)
-    scorer_url: str | None = None
-    scorer_timeout_s: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _check_policies(self) -> HeldoutConfig:
-        for entry in (self.base, self.aligned):
-            if entry.kind == "endpoint":
-                raise ValueError(f"{entry.name!r} is an endpoint; permitted here: kind local or rules")
-        return self
+FREE = frozenset({"run", "scorer_url", "scorer_timeout_s", "cache_gib", "rows", "allow_minors", "budget_usd"})
+LEDGER = "ledger_heldout.jsonl"
 
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = load(HeldoutConfig, config_path, overrides)
     run_dir = Path(config.run)
     base, aligned = (in_run(entry, run_dir) for entry in (config.base, config.aligned))
-    splits_path = Path(config.splits)
-    files = [Path(f) for f in (config.profiles, config.scripts) if f]
-    inputs = [splits_path, *files, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(aligned, run_dir)]
+    files = [Path(f) for f in (config.splits, config.profiles, config.scripts) if f]
+    inputs = [*files, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(aligned, run_dir)]
     with stage_run("heldout", config, inputs, ignore=FREE) as run:
-        if not run.done:
-            compare(config, run_dir, base, aligned, splits_path)
-            found = records.read_json(run_dir / "heldout" / "summary.json")
-            run.note(opened=found["opened"], gate=found["gate"]["passes"], reward_model=found["reward"]["model"])
+        if run.done:
+            return
+        folder = run_dir / "heldout"
+        try:
+            compare(config, run_dir, base, aligned)
+        except UserError:
+            if not (folder / openings.MARK).is_file():  # nobody has spoken: a mended config may follow
+                run.abandon()
+            raise
+        found = records.read_json(folder / "summary.json")
+        run.note(opened=found["opened"], gate=found["gate"]["passes"], reward_model=found["reward"]["model"])
 
 
-def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned: TherapistEntry, splits: Path) -> None:
+def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned: TherapistEntry) -> None:
     """The whole comparison, up to summary.json."""
     folder = run_dir / "heldout"
-    scripts = heldout_scripts(splits, config.form, run_dir, config.profiles, config.scripts)
-    records.write(folder / "scripts.jsonl", scripts)
+    profiles, scripts = heldout_clients(config, run_dir)
     judges = frozen_judges(run_dir / "judge.json")
-    scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)  # before the set is opened
-    opened = openings.count(run_dir, weights_hash(resolve(aligned.weights)) if aligned.weights else aligned.name)
-    sessions = simulate(
+    panel = panel_of(config.judges, judges, scripts, "heldout")
+    records.write(folder / "profiles.jsonl", profiles)
+    records.write(folder / "scripts.jsonl", scripts)
+    # all that can be wrong is found before the set is opened
+    scorer = Scorer.of_run(run_dir, config.scorer_url, config.scorer_timeout_s)
+    if not (folder / openings.MARK).is_file():
+        check_endpoints(endpoints_of(config), folder / LEDGER)
+    served = aligned.endpoint.identity if aligned.endpoint else aligned.name
+    opened = openings.count(run_dir, weights_hash(resolve(aligned.weights)) if aligned.weights else served)
+    sessions = hold(config, folder, [base, aligned], profiles, scripts)
+    sides = by_policy(sessions, base.name, aligned.name)
+    by_id = {s.id: s for s in scripts}
+    battles, failures, llm = verdicts(config, folder, judges, panel, sides, by_id)
+    rewards = paired(config, folder / "rewards.jsonl", ((base, sides["base"]), (aligned, sides["aligned"])), scorer)
+    checks = {name: [c for s in side for c in reply_checks(s, by_id[s.script_id])] for name, side in sides.items()}
+    labeller = records.read_json(run_dir / "judge.json").get("panel", {}).get("name", "")
+    found = summary.summarise(**sides, battles=battles, checks=checks, rewards=rewards, margin=config.margin,
+                              failures=failures, seed=config.seed, panel=labeller, llm=llm)  # fmt: skip
+    if (folder / LINES).is_file():
+        found["client"] = {
+            "name": sessions[0].client.name,
+            "lines": adherence(records.read(folder / LINES, ClientLine)),
+        }
+    if base.endpoint:
+        found["words"].append("Both policies answered behind endpoints: which weights they served is taken on trust.")
+    records.write_json(folder / "summary.json", found | {"opened": opened, "form": config.form})
+    overall = found["overall"]
+    say(f"heldout: overall win score {overall['score']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]")
+
+
+def hold(
+    config: HeldoutConfig,
+    folder: Path,
+    policies: Sequence[TherapistEntry],
+    profiles: Sequence[Profile],
+    scripts: Sequence[Script],
+) -> list[Session]:
+    return simulate(
         scripts,
-        [base, aligned],
+        policies,
         config.seeds,
         {s.profile_id: "heldout" for s in scripts},
         folder=folder,
@@ -108,21 +126,51 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
         sampling=config.sampling,
         heldout=True,
         cache_gib=config.cache_gib,
+        budget_usd=config.budget_usd,
+        client=config.client,
+        profiles={p.profile_id: p for p in profiles},
+        ledger=LEDGER,
     )
-    sides = by_policy(sessions, base.name, aligned.name)
-    by_id = {s.id: s for s in scripts}
+
+
+def verdicts(
+    config: HeldoutConfig,
+    folder: Path,
+    judges: Mapping[str, ReferenceJudge],
+    panel: Panel | None,
+    sides: Mapping[str, Sequence[Session]],
+    by_id: Mapping[str, Script],
+) -> tuple[dict[str, list[Battle]], int, dict[str, Any] | None]:
+    """Battles by role, how many judgements there are not, and the LLM judges, if they measure.
+
+    A session that ended as a Failure takes its judgements with it: they are counted as failed.
+    """
     pairs = pairings(sides["base"], sides["aligned"])
     battles = judge_all(folder / "battles.jsonl", judges, pairs, by_id)
-    planned = len(scripts) * (len(config.seeds) ** 2 + len(list(combinations(config.seeds, 2))))
-    rewards = paired(config, folder / "rewards.jsonl", ((base, sides["base"]), (aligned, sides["aligned"])), scorer)
-    checks = {name: [c for s in side for c in reply_checks(s, by_id[s.script_id])] for name, side in sides.items()}
-    failures = len(ROLES) * (planned - len(pairs))
-    panel = records.read_json(run_dir / "judge.json").get("panel", {}).get("name", "")
-    found = summary.summarise(**sides, battles=battles, checks=checks, rewards=rewards, margin=config.margin,
-                              failures=failures, seed=config.seed, panel=panel)  # fmt: skip
-    records.write_json(folder / "summary.json", found | {"opened": opened, "form": config.form})
-    overall = found["overall"]
-    say(f"heldout: overall win score {overall['score']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]")
+    lost = len(by_id) * pairs_of_client(config.seeds) - len(pairs)
+    if panel is None:
+        return battles, len(judges) * lost, None
+    matches = [Match(a, b, by_id[a.script_id], 0) for a, b in pairs]
+    measured = decide(panel, matches, folder / PANEL, folder / LEDGER, config.budget_usd)
+    battles = {"judge": measured.all, "shadow": battles["shadow"], "reference": battles["judge"]}
+    return battles, 2 * lost + measured.failures, measured.described(speakers(sides))
+
+
+def dry_run(config_path: str, overrides: list[str]) -> None:
+    """Print what is still to be asked of each model behind an endpoint; nothing is asked or written."""
+    config = load(HeldoutConfig, config_path, overrides)
+    if not endpoints_of(config):
+        raise UserError(
+            "--dry-run: no judge, client or policy is behind an endpoint: this stage calls no model; call it without"
+        )
+    run_dir = Path(config.run)
+    print(table(planned_asks(config, run_dir), config.budget_usd, spent_usd(run_dir / "heldout" / LEDGER)))
+
+
+def speakers(sides: Mapping[str, Sequence[Session]]) -> list[Identity]:
+    """Both policies, and the model that plays the clients, if one does: a judge that is one of them is named."""
+    one = sides["base"][0]
+    return [one.therapist, sides["aligned"][0].therapist, *([one.client] if one.client.kind == "endpoint" else [])]
 
 
 def paired(
@@ -134,88 +182,15 @@ def paired(
     prompts = [p for _, s in sorted(first.items()) for p in prompts_of(s, config.prompts)]
     found: list[PromptRewards] = []
     for entry, sessions in sides:
-        sampler = Sampler(entry, config.target_words, config.sampling, config.samples, config.rows, config.cache_gib)
+        if entry.endpoint:
+            sampler = sampler_of(config, entry, path.parent)
+            sampler.ask(prompts, path.parent / LEDGER, config.budget_usd)
+        else:
+            given = (config.target_words, config.sampling, config.samples, config.rows, config.cache_gib)
+            sampler = Sampler(entry, *given)
         weights, batch = sessions[0].therapist.weights, max(1, config.rows // config.samples)
         found += measure(path, entry.name, weights, prompts, sampler.answer, scorer, batch)
     return found
-
-
-def in_run(entry: TherapistEntry, run_dir: Path) -> TherapistEntry:
-    """The entry with weights that name a folder of the run (such as `policy`) made into its path.
-
-    Raises:
-        UserError: it names `policy` and the run has none.
-    """
-    if entry.weights is None:
-        return entry
-    path = run_dir / entry.weights
-    if path.is_dir():
-        return entry.model_copy(update={"weights": str(path)})
-    if entry.weights == "policy":
-        raise UserError(f"{path}: no such folder; run psychepass grpo first")
-    return entry
-
-
-def policy_files(entry: TherapistEntry, run_dir: Path) -> list[Path]:
-    """Weights that lie in the run: other weights under the same name are another comparison."""
-    if entry.weights is None or not Path(entry.weights).is_relative_to(run_dir):
-        return []
-    return [Path(entry.weights) / "config.json", *sorted(Path(entry.weights).glob("*.safetensors"))]
-
-
-def heldout_scripts(
-    splits_path: Path,
-    form: Literal["full", "short"],
-    run_dir: Path,
-    profiles_path: str | None = None,
-    scripts_path: str | None = None,
-) -> list[Script]:
-    """The held-out clients' scripts, checked: each by script_lint, and against every script of the run.
-
-    `profiles_path` and `scripts_path` as in stage `simulate`.
-
-    Raises:
-        UserError: a fault, a shared run of eight words, a held-out client in the run or who speaks Chinese, or none.
-    """
-    split_of = load(Splits, splits_path).of()
-    profiles = load_profiles(profiles_path)
-    held = [p for p, split in split_of.items() if split == "heldout"]
-    unknown = [p for p in held if p not in profiles]
-    if unknown or not held:
-        raise UserError(f"{splits_path}: heldout is {held}; permitted: profiles of the pool, at least one")
-    scripts = list(scripts_for(sorted(held), profiles, form, scripts_path).values())
-    others = records.read(run_dir / "scripts.jsonl", Script)
-    seen = sorted({s.profile_id for s in others} & set(held))
-    if seen:
-        raise UserError(f"{run_dir / 'scripts.jsonl'}: held-out client {seen[0]!r} has spoken in this run before")
-    check_heldout([*others, *scripts], split_of)
-    faults = [fault for s in scripts for fault in lint(s, bank_named(s.bank))]
-    if faults:
-        raise UserError(f"{len(faults)} faults in held-out scripts; the first: {faults[0]}")
-    check_readable(scripts)
-    records.write(run_dir / "heldout" / "profiles.jsonl", [profiles[p] for p in sorted(held)])
-    return scripts
-
-
-def frozen_judges(path: Path) -> dict[str, ReferenceJudge]:
-    """The judge and the shadow judge as the tournament froze them.
-
-    Raises:
-        UserError: this code's rubric is not the frozen one.
-    """
-    frozen = records.read_json(path)
-    judges = {}
-    for role in ROLES:
-        tau = {Dimension(d): float(v) for d, v in frozen[role]["tau"].items()}
-        judges[role] = ReferenceJudge(role, tau)
-        identity = judges[role].identity.model_dump(mode="json")
-        changed = [k for k, v in identity.items() if frozen[role].get(k) != v]
-        if changed:
-            raise UserError(
-                f"{path}: the {role} was frozen with {changed[0]} {frozen[role].get(changed[0])!r}, the code now has "
-                f"{identity[changed[0]]!r}; one run has one judge"
-            )
-    return judges
 
 
 def by_policy(sessions: Iterable[Session], base: str, aligned: str) -> dict[str, list[Session]]:

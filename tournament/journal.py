@@ -14,7 +14,7 @@ from tournament.judge import Outcome, subject
 
 @dataclass
 class Journal:
-    """battles.jsonl and failures.jsonl of a run, held open: what is there, and appends.
+    """battles.jsonl and failures.jsonl of a folder, held open: what is there, and appends. `stage`: of the failures.
 
     Raises:
         UserError: battles of another judge are there; one ranking has one judge.
@@ -22,6 +22,7 @@ class Journal:
 
     folder: Path
     judge: JudgeIdentity
+    stage: str = "tournament"
     known: dict[str, Outcome] = field(default_factory=dict)
 
     def __enter__(self) -> Journal:
@@ -33,7 +34,7 @@ class Journal:
             self.known[subject(battle.session_a, battle.session_b)] = battle
         if self._failures.exists():
             with records.Appender(self._failures, Failure) as failures:
-                self.known |= {f.subject: f for f in failures.done.values() if f.stage == "tournament"}
+                self.known |= {f.subject: f for f in failures.done.values() if f.stage == self.stage}
         return self
 
     def append(self, outcomes: Iterable[Outcome], sync: bool = True) -> None:

@@ -3,14 +3,15 @@
 It is shown both sessions in stage slices (tournament/slicing.py) and decides eleven dimensions and the overall verdict
 in one call. Diversity is computed, with the tie margin of the reference judge. A reply that holds no verdict
 (tournament/judge_reply.py) is shown to the judge once more, with the error; if the second does not either, the
-judgement has failed. Departures from the paper: prompt and criteria are in our own words (tournament/prompts/), ties
-are called "tie" and not 0, keys are the names of the dimensions.
+judgement has failed. Of a client under 18 it is told so, and what Crisis then expects (rollout_env/minors.py).
+Departures from the paper: prompt and criteria are in our own words (tournament/prompts/), ties are called "tie" and
+not 0, keys are the names of the dimensions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -39,6 +40,7 @@ SEED = re.compile(r", seed -?\d+\)$")  # the end of a JudgeIdentity's model
 SLICES_VERSION = 1  # raise it with any change of what slicing.present shows
 TRIES = 2
 OVERFLOW = "context overflow"
+OF_MINORS = "criteria_minor.txt"
 
 
 class JudgeEntry(Config):
@@ -76,10 +78,11 @@ class JudgeReply(Record):
 
 
 class LLMJudge:
-    """One judge of the config. `tau_diversity`: the margin within which Diversity is a tie."""
+    """One judge of the config. `tau_diversity`: the margin within which Diversity is a tie. `minors`: ids of the
+    scripts of clients under 18; the identity says whether there are any."""
 
-    def __init__(self, entry: JudgeEntry, tau_diversity: float):
-        self.entry, self.tau_diversity = entry, tau_diversity
+    def __init__(self, entry: JudgeEntry, tau_diversity: float, minors: Collection[str] = ()):
+        self.entry, self.tau_diversity, self.minors = entry, tau_diversity, frozenset(minors)
         drawn = entry.sampling
         self.identity = JudgeIdentity(
             name=entry.name,
@@ -88,13 +91,13 @@ class LLMJudge:
             rubric_version=content_hash([_text("criteria.txt"), tau_diversity]),
             prompt_hash=content_hash(
                 [_text(name) for name in ("judge.txt", "judge_retry.txt", "criteria.txt", _order(entry.sliced))]
-                + [output_format(), SLICES_VERSION]
+                + [output_format(), SLICES_VERSION, *([_text(OF_MINORS)] if minors else [])]
             ),
         )
 
     def messages(self, a: Session, b: Session, said: Sequence[JudgeReply] = ()) -> tuple[Message, ...]:
         """What the judge is sent; `said` holds its faulty reply, if it is asked again."""
-        prompt = judge_prompt(a, b, self.entry.sliced)
+        prompt = judge_prompt(a, b, self.entry.sliced, a.script_id in self.minors)
         if not said:
             return (Message(role="user", content=prompt),)
         note = _text("judge_retry.txt").replace("{fault}", said[-1].fault)
@@ -143,10 +146,11 @@ def but_for_seed(judge: JudgeIdentity) -> JudgeIdentity:
     return judge.model_copy(update={"model": SEED.sub(")", judge.model)})
 
 
-def judge_prompt(a: Session, b: Session, sliced: bool = True) -> str:
-    """The D.2 prompt of one presentation. Raises ValueError as slicing.present."""
+def judge_prompt(a: Session, b: Session, sliced: bool = True, minor: bool = False) -> str:
+    """The D.2 prompt of one presentation; `minor`: the client is under 18. Raises ValueError as slicing.present."""
     parts = {"order": _text(_order(sliced)), "dialogues": present(a, b, sliced)}
-    parts |= {"criteria": _text("criteria.txt"), "output_format": output_format()}
+    criteria = "\n".join(_text(name) for name in ("criteria.txt", *([OF_MINORS] if minor else [])))
+    parts |= {"criteria": criteria, "output_format": output_format()}
     # in one pass: what looks like a placeholder in a dialogue stays as it was said
     return re.sub(r"\{(order|dialogues|criteria|output_format)\}", lambda found: parts[found[1]], _text("judge.txt"))
 

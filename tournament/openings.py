@@ -20,7 +20,7 @@ MARK = "opening.json"
 
 
 def count(run_dir: Path, policy: str) -> int:
-    """Count this run's evaluation of `policy` (a hash of its weights) once; returns which opening it is, from 1.
+    """Count this run's evaluation of `policy` (hash of weights, or endpoint) once; returns which opening it is, from 1.
 
     Raises:
         UserError: openings.json is no list of openings.

@@ -19,6 +19,7 @@ from psychepass.schema import (
     Failure,
     Identity,
     JudgeIdentity,
+    Script,
     Session,
     Usage,
     Verdict,
@@ -26,6 +27,7 @@ from psychepass.schema import (
     Winner,
     content_hash,
 )
+from rollout_env.minors import expects_adult
 from tournament.judge import Outcome, subject
 from tournament.llm_judge import JudgeEntry, JudgeReply, LLMJudge, is_final
 
@@ -33,10 +35,19 @@ Said = Mapping[str, Sequence[JudgeReply]]  # judge's name -> its replies to one 
 
 
 class Panel:
-    """The judges of a config. `identity` is that of the only judge, or stands for all of them and the rule."""
+    """The judges of a config. `identity` is that of the only judge, or stands for all of them and the rule. `scripts`:
+    those of the sessions that it will be shown; clients under 18 among them change what it is asked."""
 
-    def __init__(self, entries: Sequence[JudgeEntry], tau_diversity: float):
-        self.judges = tuple(LLMJudge(e, tau_diversity) for e in sorted(entries, key=lambda e: e.name))
+    def __init__(
+        self,
+        entries: Sequence[JudgeEntry],
+        tau_diversity: float,
+        scripts: Iterable[Script] = (),
+        stage: str = "tournament",
+    ):
+        self.stage = stage  # of its failures
+        minors = {s.id for s in scripts if expects_adult(s)}
+        self.judges = tuple(LLMJudge(e, tau_diversity, minors) for e in sorted(entries, key=lambda e: e.name))
         identities = [j.identity for j in self.judges]
         self.identity = identities[0] if len(identities) == 1 else _of_all(identities)
 
@@ -70,7 +81,7 @@ class Panel:
                 f"round {round}, client {a.profile_id}, {a.therapist.name} and {b.therapist.name}; {'; '.join(told)}"
             )
             reason = "no readable judgement"
-            return Failure(stage="tournament", subject=subject(a.id, b.id), reason=reason, detail=detail, usage=usage)
+            return Failure(stage=self.stage, subject=subject(a.id, b.id), reason=reason, detail=detail, usage=usage)
         votes = [_vote(j, said[j.entry.name][-1], a, b) for j in self.judges]
         return Battle(
             profile_id=a.profile_id,

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field as Bounded
-from pydantic import model_validator
 
 from psychepass import records
-from psychepass.config import StageConfig, load
+from psychepass.config import load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import Ledger, read_calls
@@ -31,7 +30,8 @@ from tournament.journal import Journal
 from tournament.judge import Outcome
 from tournament.leaderboard import leaderboard
 from tournament.lexicon import LexiconName
-from tournament.llm_judge import JudgeEntry, JudgeReply, shown_by
+from tournament.llm_judge import JudgeReply, shown_by
+from tournament.measuring import JudgedConfig
 from tournament.pairing import PairingName
 from tournament.panel import Panel, also_playing, also_plays
 from tournament.planned_judgements import planned_judgements
@@ -42,13 +42,10 @@ from tournament.reference_judge import ReferenceJudge, calibrate
 FREE = frozenset({"run", "wandb", "budget_usd"})  # these change no battle
 
 
-class TournamentConfig(StageConfig):
+class TournamentConfig(JudgedConfig):
     """`base` and `base_repeat` are contestants of the same model and prompt that differ in seed alone: what the
     reference judge finds between them on dev clients is noise, and sets its tie thresholds. `rounds` a client: null is
     the pairing's own number. `ties` in the ratings: half a win for each, or Davidson's model.
-
-    `judges`: LLM judges, of whom several vote (tournament/panel.py); null or none: the reference judge.
-    `budget_usd` bounds what they may cost together, over all calls of the stage on this run.
     """
 
     base: str
@@ -56,16 +53,6 @@ class TournamentConfig(StageConfig):
     pairing: PairingName = "swiss"
     rounds: int | None = Bounded(default=None, ge=1)
     ties: ratings.Ties = "half"
-    judges: list[JudgeEntry] | None = None
-    budget_usd: float | None = Bounded(default=None, ge=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _check_names(self) -> TournamentConfig:
-        names = [judge.name for judge in self.judges or ()]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"two judges are called {', '.join(twice)}; each needs a name of its own")
-        return self
 
 
 class Entered:
@@ -92,7 +79,9 @@ def main(config_path: str, overrides: list[str]) -> None:
         if run.done:
             return
         reference = reference_judges(entered)
-        panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY]) if config.judges else None
+        panel = None
+        if config.judges:
+            panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY], entered.field.scripts.values())
         say_what_is_not_read(entered)
         freeze(run.dir / "judge.json", reference, panel)
         with Journal(run.dir, panel.identity if panel else reference["judge"].identity) as journal:
@@ -166,7 +155,8 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
     if not config.judges:
         raise UserError("--dry-run: the reference judge calls no model; call the stage without, or set judges")
     entered, folder = Entered(config), Path(config.run)
-    panel = Panel(config.judges, reference_judges(entered)["judge"].tau[Dimension.DIVERSITY])
+    tau = reference_judges(entered)["judge"].tau[Dimension.DIVERSITY]
+    panel = Panel(config.judges, tau, entered.field.scripts.values())
     said = panel.own(records.peek(folder / REPLIES, JudgeReply), folder / REPLIES)
     planned = planned_judgements(panel, entered.field, config.pairing, config.rounds, said)
     spent_usd = sum(c.cost_usd for c in read_calls(folder / LEDGER)) if (folder / LEDGER).is_file() else 0.0

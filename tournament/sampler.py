@@ -46,15 +46,7 @@ class Sampler:
         return [tuple(t for t in part if t) for part in of_prompt]
 
     def _ask(self, prompt: Prompt, sample: int, attempt: int) -> Conversation:
-        said = [m.content for m in prompt.context]
-        return Conversation(
-            key=f"{prompt.session} {prompt.turn} {sample}",
-            seed=int(content_hash([self.entry.seed, prompt.session, prompt.turn, sample, attempt]), 16) >> 1,
-            system=self.system,
-            history=tuple(zip(said[:-1:2], said[1::2], strict=True)),
-            client=said[-1],
-            sampling=self.sampling,
-        )
+        return conversation(self.entry, self.system, self.sampling, prompt, sample, attempt)
 
     def _draw(self, asked: Sequence[Conversation]) -> list[str]:
         if isinstance(self.speaker, RuleTherapists):
@@ -65,3 +57,18 @@ class Sampler:
         limit = model.context_tokens - self.sampling.max_tokens
         requests = [Request(fitted_ids(model.tokenizer, c, limit), c.sampling, c.seed) for c in asked]
         return [r.text.strip() for r in model.generate(requests, max_rows=self.rows)]
+
+
+def conversation(
+    entry: TherapistEntry, system: str, sampling: Sampling, prompt: Prompt, sample: int, attempt: int
+) -> Conversation:
+    """The prompt as the policy is asked it for its sample of that number; another `attempt` is another draw."""
+    said = [m.content for m in prompt.context]
+    return Conversation(
+        key=f"{prompt.session} {prompt.turn} {sample}",
+        seed=int(content_hash([entry.seed, prompt.session, prompt.turn, sample, attempt]), 16) >> 1,
+        system=system,
+        history=tuple(zip(said[:-1:2], said[1::2], strict=True)),
+        client=said[-1],
+        sampling=sampling,
+    )

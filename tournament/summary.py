@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from psychepass import stats
+from psychepass.errors import UserError
 from psychepass.schema import Battle, Dimension, Session
 from tournament import comparison, drift, gate
 from tournament.paired_rewards import PromptRewards
@@ -35,20 +36,29 @@ def summarise(
     failures: int = 0,
     seed: int = 0,
     panel: str = "",
+    llm: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All but what only the stage knows (weights, how often opened). `panel` names the tournament's LLM judges.
+    """All but what only the stage knows (weights, how often opened). `panel` names the tournament's LLM judges, `llm`
+    describes those that measure here, if any do; `failures` are then theirs alone, as the share is.
 
-    `battles` by role, "judge" and "shadow": base against aligned, and base against base (its seeds).
+    `battles` by role (tournament/measuring.py): base against aligned, and base against base (its seeds).
     `checks` by policy, "base" and "aligned": every reply.
+
+    Raises:
+        UserError: the judge read nothing of base against aligned, or of base against base.
     """
     tables, repeats, found = _judged(base, aligned, battles, seed)
     gated = {r: {d: comparison.scores(found[r], d.value) for d in gate.GATED} for r in found}
-    judged = sum(map(len, battles.values())) + failures
+    judged = (len(battles["judge"]) if llm else sum(map(len, battles.values()))) + failures
+    by_words = tables["reference" if llm else "judge"]  # of the two judges that differ in their word lists alone
+    beside = {"llm_judges": dict(llm), "reference": tables["reference"],
+              "judge_alone": comparison.mark_gaming(tables["judge"], tables["shadow"])} if llm else {}  # fmt: skip
     return {
         **tables["judge"],
         "shadow": tables["shadow"],
-        "base_vs_base": repeats["judge"] | {"shadow": repeats["shadow"]},
-        "gaming": comparison.mark_gaming(tables["judge"], tables["shadow"]),
+        **beside,
+        "base_vs_base": repeats["judge"] | {role: of for role, of in repeats.items() if role != "judge"},
+        "gaming": comparison.mark_gaming(by_words, tables["shadow"]),
         "clients": {c: {m: float(np.mean(v)) for m, v in of.items()} for c, of in sorted(found["judge"].items())},
         "median_client": comparison.median_client(found["judge"]),
         "reward": reward_table(rewards, base[0].therapist.name, aligned[0].therapist.name, seed),
@@ -60,8 +70,15 @@ def summarise(
             side: {"name": sessions[0].therapist.name, "weights": sessions[0].therapist.weights}
             for side, sessions in (("base", base), ("aligned", aligned))
         },
-        "words": [*WORDS, f"{panel} labels and rewards; the reference judge measures." if panel else ONE_JUDGE],
+        "words": [*WORDS, who(panel, str(llm["name"]) if llm else "")],
     }
+
+
+def who(labels: str, measures: str) -> str:
+    """Who labelled and who measures, by name; the reference judge where it is empty."""
+    if labels == measures:
+        return ONE_JUDGE
+    return f"{labels or 'The reference judge'} labels and rewards; {measures or 'the reference judge'} measures."
 
 
 def _judged(
@@ -69,15 +86,20 @@ def _judged(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, comparison.Outcomes]]:
     """By role: the table of aligned against base, of base against base, and the outcomes of the first."""
     aligned_ids = {s.id for s in aligned}
-    first_seed = {s.id for s in base if s.seed == min(b.seed for b in base)}
+    seeds = {s.id: s.seed for s in base}
     tables, repeats, found = {}, {}, {}
     for role, of_role in battles.items():
-        judge = of_role[0].judge.name
         across = [b for b in of_role if {b.session_a, b.session_b} & aligned_ids]
         within = [b for b in of_role if not {b.session_a, b.session_b} & aligned_ids]
+        if not across or not within:
+            pair = "base against base" if across else "base against aligned"
+            raise UserError(f"heldout: no judgement of {pair} could be read; see the judges' failures.jsonl")
+        # a judge that is shown both orders decides each twice; the earlier seed is the first side
+        within = [b if seeds[b.session_a] < seeds[b.session_b] else b.swapped() for b in within]
+        judge = of_role[0].judge.name
         found[role] = comparison.outcomes(across, aligned_ids)
         tables[role] = comparison.table(found[role], judge, seed)
-        repeats[role] = comparison.table(comparison.outcomes(within, first_seed), judge, seed)
+        repeats[role] = comparison.table(comparison.outcomes(within, seeds), judge, seed)
     return tables, repeats, found
 
 

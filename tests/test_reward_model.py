@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from psychepass import records
 from psychepass.cli import main as cli
-from psychepass.matmul import fast_fp32
 from psychepass.config import load as load_config
 from psychepass.errors import UserError
+from psychepass.matmul import fast_fp32
 from psychepass.schema import Dimension, PreferencePair, Session
 from psychepass.scoring import ScoreGroup
 from reward_model import model as models

@@ -136,6 +136,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "accuracies": accuracies,
         "calibration": metrics["calibration"],
         "rank_agreement": metrics["rank_agreement"],
+        "read": metrics.get("read"),
         "pairs_with": metrics["pairs_with"],
         "left_out": metrics.get("left_out"),
         "best_of_n": records.read_json(best_of_n) if best_of_n.is_file() else None,

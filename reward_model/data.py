@@ -16,7 +16,7 @@ import torch
 
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, PreferencePair, Session, Side
-from reward_model.packing import Branch, Packed, pack, windows
+from reward_model.packing import Branch, Packed, Window, pack, windows
 from training.render import Ids, Renderer
 
 
@@ -28,8 +28,43 @@ class Ask(NamedTuple):
     reply: bool = True
 
 
-def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) -> tuple[list[Packed], list[Ask]]:
-    """The session's windows as trees, and the asks in the order of their scores.
+@dataclass
+class Tally:
+    """What was read of the sessions, and what was left out, for manifests and metrics.
+
+    `windowed` of the `sessions` are longer than a window. `cut_replies` of the scored `replies` are read without the
+    beginning of their history. `unread_turns` of the `turns` lie in no window: after the last scored one, or cut off.
+    """
+
+    sessions: int = 0
+    windowed: int = 0
+    turns: int = 0
+    unread_turns: int = 0
+    replies: int = 0
+    cut_replies: int = 0
+
+    def add(self, turns: int, found: Sequence[Window]) -> None:
+        """A session of so many turns, in its windows."""
+        read = {t for window in found for t in range(window.start, window.stop)}
+        self.sessions += 1
+        self.windowed += len(found) > 1 or any(window.start > 0 for window in found)
+        self.turns += turns
+        self.unread_turns += turns - len(read)
+        self.replies += sum(len(window.scored) for window in found)
+        self.cut_replies += sum(len(window.scored) for window in found if window.start > 0)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.windowed} of {self.sessions} sessions are longer than a window; {self.cut_replies} of "
+            f"{self.replies} scored replies are read without the beginning of their history; {self.unread_turns} of "
+            f"{self.turns} turns are not read"
+        )
+
+
+def encode_session(
+    session: Session, asks: Sequence[Ask], renderer: Renderer, tally: Tally | None = None
+) -> tuple[list[Packed], list[Ask]]:
+    """The session's windows as trees, and the asks in the order of their scores; `tally` counts it.
 
     Raises:
         UserError: an ask for a turn that the session does not have, or a turn that alone is over the token budget.
@@ -50,8 +85,11 @@ def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) ->
                 f"max_length {renderer.max_tokens} leaves {budget} for one turn"
             )
     asks = sorted(asks, key=lambda ask: ask.turn)  # neighbours share a block of branches, which sees as little
+    found = windows([len(t) for t in turns], [index[a.turn] for a in asks], budget)
+    if tally:
+        tally.add(len(turns), found)
     trees, order = [], []
-    for window in windows([len(t) for t in turns], [index[a.turn] for a in asks], budget):
+    for window in found:
         starts = [len(renderer.head)]
         for turn in turns[window.start : window.stop]:
             starts.append(starts[-1] + len(turn))
@@ -71,9 +109,13 @@ def encode_session(session: Session, asks: Sequence[Ask], renderer: Renderer) ->
 
 
 def encode(
-    asks: Mapping[str, Iterable[Ask]], sessions: Mapping[str, Session], renderer: Renderer
+    asks: Mapping[str, Iterable[Ask]],
+    sessions: Mapping[str, Session],
+    renderer: Renderer,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[list[Packed], list[tuple[str, Ask]]]]:
-    """Trees of all the sessions (by id) that are asked about, and each reward's session and ask, in order.
+    """Trees of all the sessions (by id) that are asked about, and each reward's session and ask, in order; `tally`
+    counts them.
 
     Raises:
         UserError: as encode_session.
@@ -84,10 +126,13 @@ def encode(
     for names in alike.values():
         together = _together([sessions[n] for n in names], asks, renderer) if len(names) > 1 else None
         if together:
+            if tally:
+                for last in (len(sessions[name].turns) for name in names):
+                    tally.add(last, [Window(0, last, (last - 1,))])
             yield together
             continue
         for name in names:
-            trees, order = encode_session(sessions[name], list(asks[name]), renderer)
+            trees, order = encode_session(sessions[name], list(asks[name]), renderer, tally)
             yield trees, [(name, ask) for ask in order]
 
 
@@ -145,17 +190,21 @@ class ClientStep:
 
 
 def client_steps(
-    pairs: Iterable[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer
+    pairs: Iterable[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer, tally: Tally | None = None
 ) -> list[ClientStep]:
-    """A step for each client that has pairs, by profile id."""
+    """A step for each client that has pairs, by profile id; `tally` counts what they read."""
     by_client: dict[str, list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
         by_client[pair.profile_id].append(pair)
-    return [_step(profile, by_client[profile], sessions, renderer) for profile in sorted(by_client)]
+    return [_step(profile, by_client[profile], sessions, renderer, tally) for profile in sorted(by_client)]
 
 
 def _step(
-    profile_id: str, pairs: list[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer
+    profile_id: str,
+    pairs: list[PreferencePair],
+    sessions: Mapping[str, Session],
+    renderer: Renderer,
+    tally: Tally | None,
 ) -> ClientStep:
     asks: dict[str, dict[Ask, None]] = defaultdict(dict)
     for pair in pairs:
@@ -163,7 +212,7 @@ def _step(
             asks[side.session] |= dict.fromkeys(Ask(t, pair.dimension) for t in side.turns)
     trees: list[Packed] = []
     slot: dict[tuple[str, Ask], int] = {}
-    for encoded, order in encode(asks, sessions, renderer):
+    for encoded, order in encode(asks, sessions, renderer, tally):
         trees += encoded
         slot |= {asked: len(slot) + i for i, asked in enumerate(order)}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from psychepass.schema import PreferencePair, Session
 from reward_model.inputs import sessions_of
 
 if TYPE_CHECKING:
-    from reward_model.data import Ask
+    from reward_model.data import Ask, Tally
 
 FOLDER = "reward_model"
 FIGURE = "rm_reliability"
@@ -66,6 +67,7 @@ def evaluate(run_dir: Path, folder: Path) -> dict[str, Any]:
         UserError: no test pair, or what `sessions_of`, `encode_session` and the model's loader refuse.
     """
     from reward_model import accuracy, agreement, calibration
+    from reward_model.data import Tally
 
     pairs = records.read(run_dir / "pairs.jsonl", PreferencePair)
     test = [p for p in pairs if p.split == "test"]
@@ -78,11 +80,14 @@ def evaluate(run_dir: Path, folder: Path) -> dict[str, Any]:
 
     sessions = sessions_of(pairs, run_dir / "sessions.jsonl", also=rated)
     played = [s for s in sessions.values() if rated(s)]
-    rewards, model = score_asks(folder, [accuracy.asks_of(test), agreement.asks_of(played)], sessions)
+    read = Tally()
+    rewards, model = score_asks(folder, [accuracy.asks_of(test), agreement.asks_of(played)], sessions, read)
+    say(f"rm-eval: {read}")
     train = [p for p in pairs if p.split == "train"]
     return {
         "model": model,
         "split": "test",
+        "read": asdict(read),
         **accuracy.measure(test, train, sessions, rewards, left_out=left_out(folder)),
         "calibration": calibration.calibration(calibration.forecasts(test, accuracy.reward_margin(rewards))),
         "rank_agreement": agreement.rank_agreement(agreement.mean_rewards(played, rewards), ratings),
@@ -101,9 +106,12 @@ def left_out(folder: Path) -> str | None:
 
 
 def score_asks(
-    folder: Path, wanted: Sequence[Mapping[str, Mapping[Ask, None]]], sessions: Mapping[str, Session]
+    folder: Path,
+    wanted: Sequence[Mapping[str, Mapping[Ask, None]]],
+    sessions: Mapping[str, Session],
+    read: Tally | None = None,
 ) -> tuple[dict[tuple[str, Ask], float], str]:
-    """Each reward asked for, by session id and ask, and the model's id; a session is encoded once.
+    """Each reward asked for, by session id and ask, and the model's id; a session is encoded once, and counted.
 
     Raises:
         UserError: a reward that is not finite.
@@ -122,7 +130,7 @@ def score_asks(
             asks[session_id] |= of_session
     rewards: dict[tuple[str, Ask], float] = {}
     bar = tqdm(total=len(asks), desc="rm-eval", unit="session")
-    for trees, order in encode(asks, sessions, renderer):
+    for trees, order in encode(asks, sessions, renderer, read):
         with torch.inference_mode():
             values_S = torch.cat([model(tree.to(device)) for tree in trees])
         if not torch.isfinite(values_S).all():

@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 from psychepass import weights
 from psychepass.errors import UserError
 from psychepass.matmul import fast_fp32
+from psychepass.run import say
 from psychepass.schema import PreferencePair, Session, content_hash
 from reward_model import attention, lora
 from reward_model import model as models
-from reward_model.data import ClientStep, client_steps, join
+from reward_model.data import ClientStep, Tally, client_steps, join
 from reward_model.model import RewardModel
 from reward_model.ranks import rank_and_world
 from reward_model.train import RMConfig, write_card
@@ -24,10 +25,12 @@ from training.render import Renderer
 
 
 class Selection(NamedTuple):
-    """The epoch that was kept; `validation` maps epochs to accuracies on clients held aside."""
+    """The epoch that was kept; `validation` maps epochs to accuracies on clients held aside; `read`: what was read of
+    the sessions of all pairs, those held aside included."""
 
     epoch: float
     validation: dict[str, float]
+    read: Tally
 
 
 def fit(
@@ -48,11 +51,14 @@ def fit(
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = build(config, path)
     renderer = Renderer(tokenizer, config.max_length, config.max_response)
-    validation = client_steps([p for p in pairs if p.profile_id in held], sessions, renderer)
-    train, encode = train_items(config, [p for p in pairs if p.profile_id not in held], sessions, renderer)
+    read = Tally()
+    validation = client_steps([p for p in pairs if p.profile_id in held], sessions, renderer, read)
+    train, encode = train_items(config, [p for p in pairs if p.profile_id not in held], sessions, renderer, read)
+    if rank == 0:
+        say(f"rm: {read}")
     trainer = PairTrainer(config, arguments, folder, model, train, validation, encode)
     trainer.train(resume_from_checkpoint=trainer.resume_point())
-    selection = _selection(trainer)
+    selection = _selection(trainer, read)
     whole = trainer.whole_model()
     if rank == 0:
         _refuse_broken(whole, config)
@@ -72,11 +78,16 @@ def _refuse_broken(model: RewardModel, config: RMConfig) -> None:
 
 
 def train_items(
-    config: RMConfig, pairs: Sequence[PreferencePair], sessions: Mapping[str, Session], renderer: Renderer
+    config: RMConfig,
+    pairs: Sequence[PreferencePair],
+    sessions: Mapping[str, Session],
+    renderer: Renderer,
+    read: Tally,
 ) -> tuple[Sequence[Any], Callable[[Sequence[Any]], ClientStep]]:
     """What an epoch shuffles, and how some of it becomes a step: clients, encoded once for all, or pairs."""
+    steps = client_steps(pairs, sessions, renderer, read)  # of pairs too: all of them are checked before the first step
     if config.pairs_per_step is None:
-        return client_steps(pairs, sessions, renderer), join
+        return steps, join
     return pairs, lambda some: join(client_steps(some, sessions, renderer))
 
 
@@ -98,8 +109,8 @@ def held_aside(clients: Sequence[str], count: int) -> set[str]:
     return set(sorted(clients, key=content_hash)[:count])
 
 
-def _selection(trainer: PairTrainer) -> Selection:
+def _selection(trainer: PairTrainer, read: Tally) -> Selection:
     by_step = {h["step"]: h for h in trainer.state.log_history if "eval_accuracy" in h}
     best = by_step.get(trainer.state.best_global_step or -1)
     epoch = best["epoch"] if best else trainer.state.epoch or 0.0
-    return Selection(round(epoch, 6), {f"{h['epoch']:g}": h["eval_accuracy"] for h in by_step.values()})
+    return Selection(round(epoch, 6), {f"{h['epoch']:g}": h["eval_accuracy"] for h in by_step.values()}, read)

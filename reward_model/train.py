@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -108,6 +109,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
     """Train, choose the epoch, save the model and its card."""
     pairs = [p for p in records.read(run.dir / "pairs.jsonl", PreferencePair) if p.split == "train"]
     sessions = sessions_of(pairs, run.dir / "sessions.jsonl")
+    n_all = len(pairs)
     if config.leave_out is not None:
         pairs = without(config.leave_out, pairs, sessions)
     clients = {p.profile_id for p in pairs}
@@ -125,7 +127,8 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
     card, selection = fit(config, pairs, sessions, folder)
     if rank > 0:
         return
-    run.note(model=card.model, epoch=selection.epoch, validation=selection.validation, pairs=len(pairs))
+    run.note(model=card.model, epoch=selection.epoch, validation=selection.validation)
+    run.note(pairs=len(pairs), pairs_left_out=n_all - len(pairs), read=asdict(selection.read))
     say(f"rm: {card.model} in {folder}")
 
 

@@ -268,6 +268,7 @@ def _training(run_dir: Path, rng: random.Random) -> None:
         "overconfidence": share(0.0625),
         "reliability": [share(x + 0.05, 135) | {"confidence": x} for x in (0.525, 0.6, 0.7, 0.85)],
     }
+    metrics["read"] = {"sessions": 36, "windowed": 2, "turns": 432, "unread_turns": 0, "replies": 400, "cut_replies": 9}
     metrics["rank_agreement"] = {"of_means": share(0.733, 6), "within_client": share(0.511, 6)}
     records.write_json(run_dir / "reward_model" / "metrics.json", metrics)
     log = [

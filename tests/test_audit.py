@@ -174,6 +174,21 @@ def test_the_same_seed_gives_the_same_sheets(exported: Path, tmp_path: Path) -> 
             assert (sheet_at(folder, rater).read_bytes() == sheet_at(exported, rater).read_bytes()) is same
 
 
+def test_a_judge_that_also_plays_is_named_beside_its_agreement(tmp_path: Path, capsys: Any) -> None:
+    folder = made_run(tmp_path / "run")
+    plays = [{"judge": "some-llm", "contestant": "warm", "same": "family x"}]
+    board = records.read_json(folder / "ratings.json")
+    records.write_json(folder / "ratings.json", board | {"judge_also_plays": plays})
+    assert cli.main(["audit", CONFIG, f"run={folder}", *SMALL]) == 0
+    for rater in ("rater1", "rater2"):
+        fill(folder, rater, as_the_judge(folder))
+    assert cli.main(["audit", CONFIG, f"run={folder}", *SMALL, "action=import"]) == 0
+    assert "judge some-llm also plays: it and contestant warm share family x" in capsys.readouterr().out
+    assert records.read_json(folder / "audit" / "audit.json")["judge_also_plays"] == plays
+    sheets = (folder / "audit" / "hand_out").rglob("*")
+    assert not any("some-llm" in p.read_text(encoding="utf-8") for p in sheets if p.is_file())
+
+
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path, capsys: Any) -> None:
     folder = made_run(tmp_path / "run")
     for changes, said in (

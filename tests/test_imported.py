@@ -14,7 +14,7 @@ from psychepass.cli import main as cli
 from psychepass.schema import Dimension, PreferencePair, Session
 from reward_model import baselines
 from reward_model import model as models
-from reward_model.data import Ask, client_steps, encode, encode_session
+from reward_model.data import Ask, Tally, client_steps, encode, encode_session
 from tests.made import battle, identity, session
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.imported import checked_rows, clients_to_test, records_of
@@ -143,7 +143,9 @@ def test_replies_to_one_prompt_share_it_and_score_the_same(tmp_path: Path) -> No
     model = models.from_base(tiny_model(tmp_path), 2, seed=0).eval()
     for budget, trees in ((400, 2), (60, 4)):  # where a reply does not fit into one window, its prompt is not shared
         render = Renderer(tiny_tokenizer(), budget, 30)
-        (step,) = client_steps(pairs, sessions, render)
+        read = Tally()
+        (step,) = client_steps(pairs, sessions, render, read)
+        assert (read.sessions, read.replies, read.cut_replies > 0) == (len(sessions), len(sessions), budget == 60)
         naive = baselines.naive(pairs, sessions, render)
         assert len(step.trees) == trees and len(naive.trees) == 6
         with torch.inference_mode():

@@ -120,12 +120,13 @@ def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(tmp_path: Path, capsys:
     assert len(server.log) == 32
 
 
-def test_a_panel_votes_and_each_judge_is_asked_once(tmp_path: Path) -> None:
+def test_a_panel_votes_and_each_judge_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = FaultServer((Fault("500", 0.1),)), FaultServer(model="made-up-2")
     with served(one) as url, served(two) as other:
         entries = [*judges(url, 2), judges(other, 1, model="made-up-2")[0] | {"name": "third", "family": "c1"}]
         config = write_run(tmp_path, entries, 3, 4)
         assert cli(["tournament", str(config)]) == 0
+        assert "judge third also plays: it and contestant c1 share family c1" in capsys.readouterr().err
         asked = len(one.log) + len(two.log)
         assert call_again(config) == 0 and len(one.log) + len(two.log) == asked
     battles = read(tmp_path / "run", "battles.jsonl")

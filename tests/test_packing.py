@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from psychepass.schema import Dimension
 from reward_model import attention, packing
-from reward_model.data import Ask, encode_session
+from reward_model.data import Ask, Tally, encode_session
 from reward_model.model import RewardModel, from_base
 from reward_model.packing import Block, Branch, Packed, Window, block_mask, pack, pack_group, pack_sequence, windows
 from tests.made import identity, session
@@ -146,6 +146,25 @@ def test_windows_of_a_long_session_equal_the_naive_form_on_the_same_windows(mode
             window = context_of(SESSION, ask.turn)[2 * start_of[ask.turn - 1] :]
             ids = RENDER.sequence(window, SESSION.turns[ask.turn - 1].therapist, ask.dimension)
             assert abs(model(pack_sequence(ids))[0] - reward) <= 2e-6
+
+
+def test_what_is_windowed_or_left_out_is_counted():
+    """A session whole; in windows; and one of which only the last reply is asked, in a window that begins late."""
+    asks = [Ask(t.turn, Dimension.EMPATHY) for t in SESSION.turns]
+    found = []
+    for render, of in ((RENDER, asks[:9]), (Renderer(tiny_tokenizer(), 330, 100), asks),
+                       (Renderer(tiny_tokenizer(), 330, 100), asks[-1:])):  # fmt: skip
+        found.append(Tally())
+        encode_session(SESSION, of, render, found[-1])
+    assert found[0] == Tally(sessions=1, windowed=0, turns=11, unread_turns=2, replies=9, cut_replies=0)
+    lengths = [len(RENDER.client(t.client) + RENDER.therapist(t.therapist)) for t in SESSION.turns]
+    parts = windows(lengths, range(11), 330 - (RENDER.max_tokens - RENDER.max_trunk))
+    late = sum(len(w.scored) for w in parts if w.start)
+    assert (
+        found[1] == Tally(sessions=1, windowed=1, turns=11, unread_turns=0, replies=11, cut_replies=late) and late > 1
+    )
+    assert found[2].windowed == found[2].cut_replies == found[2].replies == 1 and found[2].unread_turns > 3
+    assert "1 of 1 sessions are longer than a window; 1 of 1 scored replies" in str(found[2])
 
 
 def test_windows_by_hand():

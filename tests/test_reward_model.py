@@ -19,6 +19,7 @@ from psychepass import records
 from psychepass.cli import main as cli
 from psychepass.config import load as load_config
 from psychepass.errors import UserError
+from psychepass.matmul import fast_fp32
 from psychepass.schema import Dimension, PreferencePair, Session
 from psychepass.scoring import ScoreGroup
 from reward_model import model as models
@@ -135,6 +136,7 @@ def test_equal_rewards_count_half():
 
 
 def test_a_saved_model_loads_with_identical_scores(base, tmp_path):
+    fast_fp32()  # as load sets it: products of another kernel differ in the last bit
     model = models.from_base(base, 1, seed=3).eval()
     tokenizer = tiny_tokenizer()
     card = models.save(model, tokenizer, tmp_path, str(base), 2048, 128)
@@ -227,6 +229,9 @@ def test_training_writes_its_log_model_and_card(trained):
     assert not (trained / "reward_model" / "checkpoints").exists()
     manifest = records.read_json(trained / "manifests" / "rm.json")
     assert manifest["ended"] and manifest["notes"]["model"] in card
+    read = manifest["notes"]["read"]
+    assert read["sessions"] > 0 and read["replies"] > 0 and read["windowed"] == read["cut_replies"] == 0
+    assert manifest["notes"]["pairs"] == 69 and manifest["notes"]["pairs_left_out"] == 0
 
 
 def test_metrics_have_every_accuracy_with_its_interval(trained):
@@ -237,6 +242,7 @@ def test_metrics_have_every_accuracy_with_its_interval(trained):
     for name in ("longer_wins", "which_therapist", "context_only", "shuffled_dimensions", "same_family"):
         assert {"value", "low", "high", "n", "n_clients"} == metrics[name].keys()
     assert metrics["same_family"]["n"] == 2
+    assert metrics["read"]["sessions"] > 0 and metrics["read"]["cut_replies"] == 0
     assert set(metrics["dimensions"]) == {d.value for d in REWARDED}
 
 

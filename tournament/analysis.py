@@ -139,7 +139,8 @@ def before_after(path: Path) -> list[Row]:
         of = summary["overall"] if measure == "overall" else summary["dimensions"][measure]
         for verdict in ("win", "tie", "loss"):
             ends = {"value": of[verdict], "low": of[f"{verdict}_low"], "high": of[f"{verdict}_high"]}
-            rows.append({"measure": measure, "verdict": verdict, **ends, "n": of["n"], "battles": of["battles"]})
+            counts = {"n": of["n"], "battles": of["battles"], "judge": of["judge"]}  # maybe not the tournament's
+            rows.append({"measure": measure, "verdict": verdict, **ends, **counts})
     return rows
 
 

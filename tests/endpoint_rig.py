@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from tests import judge_rig
 from tests.fault_server import MODEL, FaultServer, Served, digest
 
 ROOT = Path(__file__).resolve().parent.parent
+ANSWERED = ("ok", "empty", "wrong role")  # outcomes of a call whose reply a judge keeps
 GRACE_S = 0.25  # an answer sent so shortly before a kill may not have been read
 FILES: dict[str, type[Record]] = {
     "sessions.jsonl": Session,
@@ -94,15 +96,15 @@ def said(run: Path, stage: str = "simulate") -> dict[str, set[str]]:
 
 class Kills(NamedTuple):
     """`calls` of an undisturbed run. Of the killed one: calls beyond those (`repeated`), calls in flight at the kills
-    (unanswered; with those answered up to GRACE_S before; and those of which the ledger had no line, which is written
-    as soon as an answer is read), records missing and too many."""
+    (unanswered; with those answered up to GRACE_S before; and those not written down: without a line of the ledger or, of
+    an answer to a judge's prompt, among the replies), records missing and too many."""
 
     calls: int
     kills: int
     repeated: int
     in_flight: int
     in_flight_with_grace: int
-    not_in_ledger: int
+    unwritten: int
     missing: int
     extra: int
 
@@ -131,9 +133,9 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
     undisturbed, calls = asked(server), len(server.log)
     forget(server)
     stage, ledger = killed.stem, killed.parent / "run" / f"ledger_{killed.stem}.jsonl"
-    in_flight = with_grace = not_in_ledger = done = 0
+    in_flight = with_grace = unwritten = done = 0
     while done < kills:
-        before, written = len(server.log), _lines(ledger)
+        before, written = len(server.log), _written(ledger, stage)
         fair = max(1, calls - before) / (kills - done + 1)
         wanted = before + rng.randint(1, max(1, int(1.8 * fair)))
         process = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -148,21 +150,30 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
         time.sleep(0.3)  # what was on its way has come in
         in_flight += len(_open_at(server.log[before:], at))
         with_grace += len(_open_at(server.log[before:], at - GRACE_S))
-        not_in_ledger += len(server.log) - before - (_lines(ledger) - written)
+        unwritten += len(server.log) - before - (_written(ledger, stage) - written)
         while server.open:  # a call of the dead is over before the next run asks
             time.sleep(0.01)
     subprocess.run(command(killed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     repeated = (asked(server) - undisturbed).total()
     left, right = (said(config.parent / "run", stage) for config in (plain, killed))
     return Kills(
-        *(calls, done, repeated, in_flight, with_grace, not_in_ledger),
+        *(calls, done, repeated, in_flight, with_grace, unwritten),
         missing=sum(len(left[n] - right[n]) for n in left),
         extra=sum(len(right[n] - left[n]) for n in left),
     )
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _written(ledger: Path, stage: str) -> int:
+    """Calls that have their ledger line and, where a judge answered, their reply on disk, which comes a moment later."""
+    lines = _whole_lines(ledger)
+    if stage != "tournament":
+        return len(lines)
+    answered = sum(json.loads(line)["outcome"] in ANSWERED for line in lines)
+    return len(lines) - answered + len(_whole_lines(ledger.parent / "judge_replies.jsonl"))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
 def _open_at(log: Sequence[Served], at: float) -> list[Served]:

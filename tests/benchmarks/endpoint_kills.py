@@ -8,9 +8,10 @@
 A server in this process answers by a hash of the messages, with some 429s, 500s and replies that stay unreadable. One
 run is left alone; the other is killed, called again, killed again, and ended. Exits 1 where a record is missing or too
 many, or where more calls were repeated than were in flight at the kills: the server had not finished its answer, or the
-client had not written it down, i.e. the ledger had no line of it. In `simulate` an unreadable first answer is in the
-ledger only, and after a kill between it and the second both are asked again; there a call counts as in flight as well
-if it was the last of its conversation and answered less than a quarter of a second before.
+client had not written it down, i.e. there was no line of it in the ledger or, of an answer to a judge's prompt, among
+the replies. In `simulate` an unreadable first answer is in the ledger only, and after a kill between it and the second
+both are asked again; there a call counts as in flight as well if it was the last of its conversation and answered less
+than a quarter of a second before.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lost(found: Kills, stage: str) -> bool:
     """Whether a record is missing or too many, or more calls were repeated than were in flight."""
-    in_flight = found.not_in_ledger
+    in_flight = found.unwritten
     if stage == "simulate":
         in_flight = max(in_flight, found.in_flight_with_grace)
     return bool(found.missing or found.extra or found.repeated > in_flight)

@@ -96,8 +96,8 @@ def said(run: Path, stage: str = "simulate") -> dict[str, set[str]]:
 
 class Kills(NamedTuple):
     """`calls` of an undisturbed run. Of the killed one: calls beyond those (`repeated`), calls in flight at the kills
-    (unanswered; with those answered up to GRACE_S before; and those not written down: without a line of the ledger or, of
-    an answer to a judge's prompt, among the replies), records missing and too many."""
+    (unanswered; with those answered up to GRACE_S before; and those not written down: without a line of the ledger or,
+    of an answer to a judge's prompt, among the replies), records missing and too many."""
 
     calls: int
     kills: int
@@ -164,7 +164,7 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
 
 
 def _written(ledger: Path, stage: str) -> int:
-    """Calls that have their ledger line and, where a judge answered, their reply on disk, which comes a moment later."""
+    """Calls with their ledger line and, where a judge answered, their reply on disk, which comes a moment later."""
     lines = _whole_lines(ledger)
     if stage != "tournament":
         return len(lines)

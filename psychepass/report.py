@@ -139,6 +139,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "read": metrics.get("read"),
         "pairs_with": metrics["pairs_with"],
         "left_out": metrics.get("left_out"),
+        "leave_one_out": report_data.leave_one_out(run_dir),
         "best_of_n": records.read_json(best_of_n) if best_of_n.is_file() else None,
         "t": report_data.transcripts(sessions, summary),
         "failed_sessions": report_data.failed_sessions(run_dir),

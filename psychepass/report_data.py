@@ -33,6 +33,7 @@ NEEDED = {
 }
 AUDIT = "audit/audit.json"
 BEST_OF_N = "best_of_n/summary.json"
+LEAVE_ONE_OUT = "leave_one_out/*/reward_model/metrics.json"  # of launch/leave_one_out.sh
 OTHER_LISTS = "has the same rubric but other word lists"
 OPTIONAL = ("grpo/validation.jsonl", AUDIT, BEST_OF_N)
 OPENINGS = "openings.json"
@@ -56,7 +57,14 @@ def inputs(run_dir: Path) -> list[Path]:
     for path, stage in [*((run_dir / name, stage) for name, stage in NEEDED.items()), (openings, "heldout")]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; the report needs it, so run psychepass {stage} first")
-    return [*(run_dir / name for name in NEEDED), openings, *(p for n in OPTIONAL if (p := run_dir / n).is_file())]
+    optional = [p for n in OPTIONAL if (p := run_dir / n).is_file()]
+    return [*(run_dir / name for name in NEEDED), openings, *optional, *sorted(run_dir.glob(LEAVE_ONE_OUT))]
+
+
+def leave_one_out(run_dir: Path) -> dict[str, Any]:
+    """therapist -> the accuracy of a model trained without it and its family, on the test pairs with one of these."""
+    found = [records.read_json(path)["left_out"] for path in sorted(run_dir.glob(LEAVE_ONE_OUT))]
+    return {row["therapist"]: row["accuracy"] for row in found}
 
 
 def audit(run_dir: Path) -> dict[str, Any] | None:

@@ -62,7 +62,8 @@ def fit(
     whole = trainer.whole_model()
     if rank == 0:
         _refuse_broken(whole, config)
-        card = models.save(whole, tokenizer, folder, config.base, config.max_length, config.max_response)
+        limits = (config.max_length, config.max_response)
+        card = models.save(whole, tokenizer, folder, config.base, *limits, config.precision)
         imported = any(s.client.kind == "imported" for s in sessions.values())
         write_card(folder, config, card, selection.epoch, len(pairs), len(clients), imported)
         models.finish(whole, folder, card)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from psychepass.memory import keep_freed
 from psychepass.schema import Frozen
 from reward_model import attention
 from reward_model.packing import Packed
+from reward_model.train import Precision
 from training.render import Renderer
 
 CARD = "reward_model.json"
@@ -42,7 +43,8 @@ HEAD_STD = 0.02
 class Card(Frozen):
     """What a saved model says of itself; `model` is its id: the base's name and a hash of the weights.
 
-    `tokenizer` is a hash of the tokenizer's files: another one would silently score other texts.
+    `tokenizer` is a hash of the tokenizer's files: another one would silently score other texts. `precision` is what
+    it was trained in, and is scored in; weights are saved in fp32 either way.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Card(Frozen):
     layers: int
     max_length: int
     max_response: int
+    precision: Precision = "fp32"
     tokenizer: str = ""  # of a card from before there was such a hash, which no tokenizer matches
 
 
@@ -62,6 +65,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.mixed = False  # in training, whoever trains decides
 
     def forward(self, packed: Packed) -> torch.Tensor:
         """Raw fp32 rewards [S] of one tree."""
@@ -71,7 +75,19 @@ class RewardModel(nn.Module):
 
     def hidden(self, packed: Packed) -> torch.Tensor:
         """The last hidden states [T, H] of one tree."""
-        kind, config = packed.input_ids_T.device.type, self.backbone.config
+        kind = packed.input_ids_T.device.type
+        with torch.autocast(kind, torch.bfloat16) if self.mixed else nullcontext():
+            return self._hidden(packed, kind)
+
+    def mix(self) -> None:
+        """Score as mixed precision trains: linear layers multiply in bf16, and are kept so; the rest stays fp32."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+        self.mixed = True
+
+    def _hidden(self, packed: Packed, kind: str) -> torch.Tensor:
+        config = self.backbone.config
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.backbone.dtype
         groups = config.num_attention_heads // config.num_key_value_heads
@@ -166,7 +182,13 @@ def _quiet():
 
 
 def save(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str, max_length: int, max_response: int
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    base: str,
+    max_length: int,
+    max_response: int,
+    precision: Precision = "fp32",
 ) -> Card:
     """Write all of the model but its card; `finish` ends it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +203,7 @@ def save(
         layers=len(model.layers),
         max_length=max_length,
         max_response=max_response,
+        precision=precision,
         tokenizer=_files_hash(folder, TOKENIZER),
     )
 
@@ -196,6 +219,8 @@ def finish(model: RewardModel, folder: Path, card: Card) -> None:
 def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer, Card]:
     """A saved model in evaluation mode, and the renderer that it was trained with; a CPU is set up for scoring.
 
+    Rewards are those of the training's forward pass: in mixed precision where the card says so, on any device.
+
     Raises:
         UserError: no finished reward model there, or weights or a tokenizer that the card does not name.
     """
@@ -209,6 +234,8 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer
         fast_fp32()
         keep_freed()
     model, tokenizer = _read(folder)
+    if card.precision == "bf16":
+        model.mix()
     renderer = Renderer(tokenizer, card.max_length, card.max_response)
     return model.to(device).eval(), renderer, card
 

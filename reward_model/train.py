@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FOLDER = "reward_model"
 LOG = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
+Precision = Literal["fp32", "bf16"]
 
 
 class LoRA(Config):
@@ -57,7 +58,7 @@ class RMConfig(TrackedConfig):
     train_layers: int | None = Field(default=None, ge=0)
     max_length: int = Field(ge=32)
     max_response: int = Field(ge=8)
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     learning_rate: float = Field(gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     warmup_ratio: float = Field(ge=0, lt=1)

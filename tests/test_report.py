@@ -323,6 +323,18 @@ def test_who_was_left_out_of_the_training_is_named(copied: Path) -> None:
     assert "except for adviser, left out of the training with its family: 58" in Reader(page_of(copied)).text
 
 
+def test_accuracies_on_therapists_that_were_left_out_stand_beside_the_others(copied: Path) -> None:
+    assert "Trained without it" not in Reader(page_of(copied)).text
+    metrics = records.read_json(copied / "reward_model" / "metrics.json")
+    for name, row in (("adviser", metrics["longer_wins"] | {"value": 0.123}), ("explorer", None)):
+        path = copied / report_data.LEAVE_ONE_OUT.replace("*", name)
+        path.parent.mkdir(parents=True)
+        records.write_json(path, metrics | {"left_out": {"therapist": name, "accuracy": row}})
+    report.main(CONFIG, [f"run={copied}"])  # made again: it rests on more files now
+    text = Reader(page_of(copied)).text
+    assert "Trained without it" in text and "12\u202f%" in text and "trained anew without the therapist" in text
+
+
 def test_the_shipped_configs_load(made: Path) -> None:
     from psychepass.config import load
 

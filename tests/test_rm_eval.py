@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from psychepass import records
+from psychepass import records, report_data
 from psychepass.cli import main as cli
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, PreferencePair, Session
@@ -19,6 +24,7 @@ from reward_model.calibration import Forecasts
 from reward_model.data import Ask
 from reward_model.evaluate import overall_ratings
 from reward_model.inputs import without
+from tests.conftest import ROOT
 from tests.made import battle, identity, session
 from tests.test_reward_model import base, trained, write_config, write_run  # noqa: F401  # fixtures
 from training.pairs import REWARDED, pairs_of
@@ -256,6 +262,30 @@ def test_a_model_of_another_run_trained_without_a_therapist(base, tmp_path):  # 
     assert metrics["rank_agreement"]["of_means"]["n"] == 3
     assert metrics["rank_agreement"]["within_client"]["n_clients"] == 3
     assert overall_ratings(run / "ratings.json") == {}
+
+
+def leave_one_out(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NPROC": "1"}
+    command = ["bash", str(ROOT / "launch" / "leave_one_out.sh"), *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_script_trains_without_the_therapists_named_or_all(trained, base, tmp_path):  # noqa: F811
+    run = tmp_path / "a run"
+    shutil.copytree(trained, run)
+    config = write_config(tmp_path, run, base)
+    done = leave_one_out(config, run, "kind", "epochs=1")
+    assert done.returncode == 0, done.stderr
+    apart = run / "leave_one_out" / "kind"
+    metrics, whole = (records.read_json(r / "reward_model" / "metrics.json") for r in (apart, run))
+    assert metrics["n"] == whole["n"] and metrics["model"] != whole["model"]
+    assert records.read_json(apart / "manifests" / "rm.json")["notes"]["pairs"] == 3  # curt against curt2
+    assert report_data.leave_one_out(run) == {"kind": metrics["left_out"]["accuracy"]}
+    assert metrics["left_out"]["accuracy"]["n"] == 2 * 22
+    every = leave_one_out(config, run)  # curt is the first by name, and its family is in every pair
+    assert every.returncode and "leave_out = 'curt' names 6 sessions and leaves 0 train pairs" in every.stderr
+    nothing = leave_one_out(config, tmp_path)
+    assert nothing.returncode == 2 and "metrics.json: no such file; run psychepass rm-eval" in nothing.stderr
 
 
 def test_bad_input_of_rm_eval_is_one_clear_error(trained, tmp_path, capsys):  # noqa: F811

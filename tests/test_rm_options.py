@@ -70,9 +70,26 @@ def test_a_model_trained_by_adapters_is_saved_as_a_plain_one(base, tmp_path):
     assert log_of(run)[-1]["loss"] < log_of(run)[0]["loss"]
     saved, before = models.load(run / "reward_model")[0].state_dict(), models.from_base(base, 1, 0).state_dict()
     assert saved.keys() == before.keys()
-    changed = {n for n in before if not torch.allclose(saved[n], before[n], atol=2e-3)}  # bf16 rounds below that
+    changed = {
+        n for n in before if not torch.allclose(saved[n].float(), before[n], atol=2e-3)
+    }  # bf16 rounds below that
     assert "backbone.layers.0.self_attn.q_proj.weight" in changed and "head.weight" in changed
     assert "backbone.embed_tokens.weight" not in changed
+
+
+def test_rewards_are_those_of_the_forward_pass_that_was_trained(base, tree, tmp_path):
+    run = write_run(tmp_path / "run")
+    assert cli(["rm", str(write_config(tmp_path, run, base, precision="bf16"))]) == 0
+    served, _, card = models.load(run / "reward_model")
+    assert card.precision == "bf16"
+    plain, _ = models._read(run / "reward_model")
+    plain.eval().requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):  # as the Trainer runs it
+        trained = plain(tree)
+    assert torch.equal(served(tree), trained) and trained.dtype == torch.float32
+    assert (plain(tree) - trained).abs().max() > 1e-5  # fp32 gives others
+    kept = {n: p.dtype for n, p in served.named_parameters()}
+    assert {n for n, d in kept.items() if d == torch.bfloat16} == {n for n in kept if "proj" in n}
 
 
 class Count(TorchDispatchMode):

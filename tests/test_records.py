@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from psychepass import records, schema
+from psychepass import records
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, Failure, Phase, Reward, Turn, TurnRecord, Usage, content_hash
+from psychepass.schema import Dimension, Failure, Phase, Reward, Turn, TurnRecord, Usage, base, content_hash
 
 
 def reward(turn: int, value: float = 0.5) -> Reward:
@@ -96,7 +96,7 @@ def test_hashes_are_made_once_and_anew_for_a_copy(monkeypatch: pytest.MonkeyPatc
         made.append(content_hash(value))
         return made[-1]
 
-    monkeypatch.setattr(schema, "content_hash", counted)
+    monkeypatch.setattr(base, "content_hash", counted)
     one = Failure(stage="simulate", subject="a", reason="because")
     assert one.id == one.id == one.model_dump()["id"] and one.key == one.key and len(made) == 2
     other = one.model_copy(update={"subject": "b"})

@@ -216,7 +216,7 @@ def _ratings(rng: random.Random) -> dict[str, Any]:
         "n_battles": 144,
         "n_contestants": 6,
         "rounds": 3,
-        "failures": {"n": 0, "share": 0.0},
+        "failures": {"n": 0, "share": 0.0, "one_order": 0},
         "tie_rate": 0.201389,
         "order_consistency": "by construction",
         "interval": {"method": "jackknife-t", "level": 0.95, "unit": "client"},

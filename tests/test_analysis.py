@@ -299,7 +299,7 @@ def test_names_on_the_page_cannot_be_markup(tmp_path):
     name = "<script>alert(1)</script>"
     found = {
         "judge": {"judge": name, "rubric_version": "1", "n_battles": 1, "n_clients": 1, "tie_rate": 0.5,
-                  "failures": {"n": 0, "share": 0.0}},
+                  "failures": {"n": 0, "share": 0.0, "one_order": 0}},
         "ranking": [name],
         "tables": {t: [] for part in analysis_page.PARTS for t in part.tables}
         | {"win_rates": [{"contestant": name, "measure": "overall", "value": 0.5, "low": None, "high": 1, "n": 1}]},

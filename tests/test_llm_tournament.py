@@ -75,6 +75,8 @@ def test_300_conversations_are_judged_with_nothing_lost_nothing_invented_and_eac
     table = json.loads(ratings)
     assert table["failures"]["n"] == len(failures) and table["n_battles"] == len(battles)
     assert table["failures"]["share"] == round(len(failures) / presentations, 6)
+    orders = Counter(frozenset((b.session_a, b.session_b)) for b in battles)
+    assert table["failures"]["one_order"] == sum(n == 1 for n in orders.values())
 
 
 def test_what_got_no_answer_is_judged_on_the_next_run_and_failures_are_not(

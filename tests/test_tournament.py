@@ -117,7 +117,7 @@ def test_a_tournament_and_its_table(tmp_path):
     assert set(table["dimensions"]) == {d.value for d in Dimension}
     assert table["n_clients"] == 4 and table["n_battles"] == 32 and table["tie_rate"] == 0
     assert table["order_consistency"] == 1 and table["graph"]["overall"] == "separable"
-    assert table["failures"] == {"n": 0, "share": 0}
+    assert table["failures"] == {"n": 0, "share": 0, "one_order": 0}
     assert not (tmp_path / "failures.jsonl").exists()
 
 
@@ -140,6 +140,9 @@ def test_failures_are_counted_and_never_ties(tmp_path):
     table = leaderboard(entered, outcomes, judge.identity, seed=0)
     assert failed and table["failures"]["n"] == len(failed)
     assert table["failures"]["share"] == round(len(failed) / len(outcomes), 6)
+    # of a against b both orders failed, of c against d the first: the second stands alone
+    cd = {f.subject for f in failed} & {subject(*(entered.sessions[c][x].id for x in "cd")) for c in entered.sessions}
+    assert table["failures"]["one_order"] == len(cd) > 0
     assert table["n_battles"] == len(outcomes) - len(failed) and table["tie_rate"] == 0
     again = FakeJudge(fails=("ab", "ba", "cd"))
     play(entered, again, tmp_path)

@@ -11,6 +11,7 @@ from tournament import ratings
 from tournament.bradley_terry import PRIOR_TIES
 from tournament.field import Field
 from tournament.judge import Outcome
+from tournament.match_tables import Match, both_orders
 from tournament.prediction import calibration
 
 
@@ -21,7 +22,8 @@ def leaderboard(
 
     `win_rate` counts a tie as half a win; `graph`, `resamples_flagged`, `groups` and Davidson's `nu`: see
     ratings.Table; `predicted`, of the overall verdicts: see prediction.calibration; `head_to_head` holds overall
-    wins of the row's contestant over the column's.
+    wins of the row's contestant over the column's. `one_order` of `failures`: matches of which one order could not be
+    judged; they stand in the ratings with the other alone, which a judge's preference for a position then touches.
 
     Raises:
         UserError: a contestant or all but one client without a judged battle.
@@ -34,6 +36,8 @@ def leaderboard(
         table = ratings.rate(wins_CKNN, entered.contestants, seed=seed, ties_CK=ties_CK)
     except ValueError as e:
         raise UserError(f"battles.jsonl: {len(battles)} battles, {failures} failures: {e}") from e
+    both = both_orders(battles)
+    one_order = 0 if identity.order_free else len(battles) - 2 * len(both)
     tie_rates = {name: _tie_rate(battles, name) for name in ratings.COLUMNS}
     rows = {name: [r.model_dump(mode="json") for r in rows] for name, rows in table.ratings.items()}
     return {
@@ -43,11 +47,11 @@ def leaderboard(
         "n_battles": len(battles),
         "n_contestants": len(entered.contestants),
         "sat_out": sum(len(entered.contestants) - len(of_client) for of_client in entered.sessions.values()),
-        "failures": {"n": failures, "share": round(failures / len(outcomes), 6)},
+        "failures": {"n": failures, "share": round(failures / len(outcomes), 6), "one_order": one_order},
         "tie_rate": tie_rates.pop("overall"),
         "tie_rates": tie_rates,
         "ties": {"model": ties, "nu": table.nu},
-        "order_consistency": "by construction" if identity.order_free else _order_consistency(battles),
+        "order_consistency": "by construction" if identity.order_free else _order_consistency(both),
         "scale": {"baseline": ratings.BASELINE, "xi": ratings.XI, "prior_ties": PRIOR_TIES},
         "interval": {"method": table.method, "level": 0.95, "unit": "client"},
         "graph": table.graph,
@@ -67,14 +71,8 @@ def _tie_rate(battles: list[Battle], column: str) -> float:
     return _share(battles, lambda b: ratings.verdict(b, column).winner == "tie")
 
 
-def _order_consistency(battles: list[Battle]) -> float | None:
-    """Share of matches judged in both orders whose overall verdicts agree; None where there is none."""
-    by_sessions = {(b.session_a, b.session_b): b for b in battles}
-    both = [
-        (b, by_sessions[b.session_b, b.session_a])
-        for b in battles
-        if b.session_a < b.session_b and (b.session_b, b.session_a) in by_sessions
-    ]
+def _order_consistency(both: list[Match]) -> float | None:
+    """Share of these matches whose overall verdicts agree; None where there is none."""
     return _share(both, lambda m: m[0].overall.winner == m[1].swapped().overall.winner) if both else None
 
 

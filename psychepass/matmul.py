@@ -21,8 +21,12 @@ TOLERANCE = 3e-6  # relative to the norm: fp32 is near 2e-7, bf16 near 2e-3
 
 @cache
 def fast_fp32() -> bool:
-    """Switch this process to oneDNN's fp32 products if they are exact here; returns whether it did."""
-    if not torch.backends.mkldnn.is_available():
+    """Switch this process to oneDNN's fp32 products if they are exact here; returns whether it did.
+
+    Never where a GPU is visible: PyTorch then refuses to tell its fp32 precision, which FlexAttention asks for when it
+    is compiled there («mix of the legacy and new APIs»).
+    """
+    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
         return False
     settings = _settings()
     before = settings.fp32_precision

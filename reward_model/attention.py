@@ -62,6 +62,12 @@ def choose(device: str, dtype: torch.dtype, installed: Callable[[str], object] =
 def chosen(device: str, dtype: torch.dtype) -> Kernels:
     """`choose` for this process, which says so once."""
     kernels = choose(device, dtype)
+    if kernels.trunk == "flash_attn":
+        try:
+            _flash_attn()
+        except (ImportError, AttributeError) as e:  # made for another torch, or another package of that name
+            say(f"flash_attn is installed, but cannot be used ({e}); SDPA takes its place")
+            kernels = kernels._replace(trunk="sdpa")
     if rank_and_world()[0] == 0:
         say(f"attention on {device} in {str(dtype)[6:]}: trunk by {kernels.trunk}, branches by {kernels.branches}")
     return kernels
@@ -89,10 +95,20 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype, groups: int) -> torch.Tens
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf).repeat(groups, 1)[None, None]
 
 
+def flex_lengths(queries: int, keys: int) -> tuple[int, int]:
+    """Lengths rounded up to BUCKET; at least two blocks of queries, and more keys than queries.
+
+    torch.compile makes a kernel of its own for a length of one block, and where two lengths are equal; after 8 kernels
+    it gives up and computes every score in memory.
+    """
+    n_queries = max(2 * BUCKET, queries + -queries % BUCKET)
+    return n_queries, max(n_queries + BUCKET, keys + -keys % BUCKET)
+
+
 def flex_mask(packed: Packed) -> BlockMask:
-    """The branches' mask over all tokens, both rounded up to BUCKET; what is only padding sees the first token."""
+    """The branches' mask over all tokens, both of `flex_lengths`; what is only padding sees the first token."""
     device = packed.input_ids_T.device
-    n_queries, n_keys = (n + -n % BUCKET for n in (len(packed.seen_B), packed.tokens))
+    n_queries, n_keys = flex_lengths(len(packed.seen_B), packed.tokens)
     trunk = torch.tensor(packed.trunk, device=device)  # a number would be compiled into the kernel
     seen_Q = pad(packed.seen_B, (0, n_queries - len(packed.seen_B)), value=1)
     end_K = pad(packed.end_B, (packed.trunk, n_keys - packed.tokens))
@@ -153,8 +169,14 @@ def _sdpa_trunk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sca
 
 
 def _flash_trunk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    flash = importlib.import_module("flash_attn").flash_attn_func  # [1, T, H, E] in and out
-    return flash(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scaling, causal=True).transpose(1, 2)
+    return _flash_attn()(
+        *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scaling, causal=True
+    ).transpose(1, 2)
+
+
+def _flash_attn() -> Callable[..., torch.Tensor]:
+    """Queries, keys and values [1, T, H, E] to [1, T, H, E]. Raises ImportError or AttributeError."""
+    return importlib.import_module("flash_attn").flash_attn_func
 
 
 TRUNK = {"sdpa": _sdpa_trunk, "flash_attn": _flash_trunk}
@@ -167,14 +189,19 @@ def _flex(
     n_queries, n_keys = mask.seq_lengths
     attend = _compiled_flex() if query.device.type == "cuda" else flex_attention
     found = attend(
-        pad(query, (0, 0, 0, n_queries - query.shape[2])),
-        pad(key, (0, 0, 0, n_keys - key.shape[2])),
-        pad(value, (0, 0, 0, n_keys - value.shape[2])),
+        _filled(query, n_queries),
+        _filled(key, n_keys),
+        _filled(value, n_keys),
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return found[:, :, : query.shape[2]]
+
+
+def _filled(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Padded to so many tokens; contiguous, since other strides (nothing to pad) would make another kernel."""
+    return pad(x, (0, 0, 0, length - x.shape[2])).contiguous()
 
 
 @cache

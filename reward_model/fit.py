@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,11 @@ class Selection(NamedTuple):
 
 def fit(
     config: RMConfig, pairs: Sequence[PreferencePair], sessions: Mapping[str, Session], folder: Path
-) -> tuple[models.Card, Selection]:
-    """Train on `pairs`, or go on from the last whole checkpoint under `folder`, and save there (rank 0 does)."""
+) -> tuple[models.Card | None, Selection]:
+    """Train on `pairs`, or go on from the last whole checkpoint under `folder`, and save there.
+
+    Rank 0 does, and it alone has the card: another node may not see a file yet that was just written.
+    """
     rank, world = rank_and_world()
     if world == 1 and torch.cuda.device_count() > 1:
         raise UserError(
@@ -56,10 +60,11 @@ def fit(
     train, encode = train_items(config, [p for p in pairs if p.profile_id not in held], sessions, renderer, read)
     if rank == 0:
         say(f"rm: {read}")
+        _say_idle_ranks(config, train, world)
     trainer = PairTrainer(config, arguments, folder, model, train, validation, encode)
     trainer.train(resume_from_checkpoint=trainer.resume_point())
     selection = _selection(trainer, read)
-    whole = trainer.whole_model()
+    whole, card = trainer.whole_model(), None
     if rank == 0:
         _refuse_broken(whole, config)
         limits = (config.max_length, config.max_response)
@@ -69,7 +74,18 @@ def fit(
         models.finish(whole, folder, card)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return models.read_card(folder), selection
+    return card, selection
+
+
+def _say_idle_ranks(config: RMConfig, train: Sequence[Any], world: int) -> None:
+    """A step's windows are dealt to the ranks, of which some have none where there are few."""
+    if config.pairs_per_step is None and world > 1:
+        windows = config.clients_per_step * statistics.median(len(step.trees) for step in train)
+        if windows < 2 * world:
+            say(
+                f"rm: a step has about {windows:g} windows for {world} processes; a larger clients_per_step "
+                f"({config.clients_per_step}), or fewer processes, would leave fewer of them idle"
+            )
 
 
 def _refuse_broken(model: RewardModel, config: RMConfig) -> None:

@@ -219,7 +219,8 @@ def finish(model: RewardModel, folder: Path, card: Card) -> None:
 def load(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Renderer, Card]:
     """A saved model in evaluation mode, and the renderer that it was trained with; a CPU is set up for scoring.
 
-    Rewards are those of the training's forward pass: in mixed precision where the card says so, on any device.
+    Rewards are those of the training's forward pass: in mixed precision where the card says so, on any device. After
+    LoRA in bf16 nearly so: merged adapters are rounded with the weights that they change.
 
     Raises:
         UserError: no finished reward model there, or weights or a tokenizer that the card does not name.

@@ -126,7 +126,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
     if rank == 0:
         say(f"rm: {len(pairs)} pairs of {len(clients)} clients, {len(sessions)} sessions; base {config.base}")
     card, selection = fit(config, pairs, sessions, folder)
-    if rank > 0:
+    if card is None:
         return
     run.note(model=card.model, epoch=selection.epoch, validation=selection.validation)
     run.note(pairs=len(pairs), pairs_left_out=n_all - len(pairs), read=asdict(selection.read))

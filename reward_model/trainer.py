@@ -115,6 +115,11 @@ class PairTrainer(Trainer):
             found = [str(checkpoint) if checkpoint else None]
         return broadcast_object_list(found)[0]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint's weights; DeepSpeed's own parts hold them, and a gathered copy would be read by nobody."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
     def whole_model(self) -> RewardModel:
         """The trained model with all of its weights; under ZeRO-3 gathered, and for rank 0 only."""
         model = self.model

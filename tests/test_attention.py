@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from reward_model import attention
 from reward_model.attention import Kernels, choose
@@ -114,7 +115,37 @@ def test_flash_attn_is_called_as_it_documents(model, monkeypatch):
 
 def test_flex_lengths_are_rounded_up_so_that_few_kernels_are_made():
     lengths = {attention.flex_mask(tree).seq_lengths for tree in TREES[:2]}
-    assert lengths == {(256, 384), (128, 128)}
+    assert lengths == {(256, 384)}
+    assert attention.flex_lengths(257, 384) == (384, 512) and attention.flex_lengths(300, 1000) == (384, 1024)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_trees_of_all_sizes_share_one_compiled_flex(model, monkeypatch):
+    """Else torch.compile gives up after 8 of them, and what follows holds every score in memory."""
+    graphs = []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(attention, "flex_attention", torch.compile(flex_attention, dynamic=True, backend=counted))
+    monkeypatch.setattr(attention, "chosen", lambda device, dtype: Kernels("sdpa", "flex"))
+    # tokens of context and reply, number of replies
+    sizes = [(90, 130, 2), (500, 300, 3), (128, 250, 1), (20, 3, 1), (64, 56, 4), (384, 120, 2)]
+    with torch.no_grad():
+        for context, reply, replies in sizes:
+            model(pack_group(ids(context, 0), [ids(reply, n) for n in range(replies)], [ids(8, 1), ids(8, 2)]))
+    assert len(graphs) == 1
+
+
+def test_a_flash_attn_that_cannot_be_used_is_said_and_left_alone(monkeypatch, capsys):
+    monkeypatch.setattr(attention, "choose", lambda device, dtype: Kernels("flash_attn", "flex"))
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())  # another package of that name
+    attention.chosen.cache_clear()
+    assert attention.chosen("cuda", BF16) == Kernels("sdpa", "flex")
+    assert "flash_attn is installed, but cannot be used" in capsys.readouterr().err
+    attention.chosen.cache_clear()
 
 
 def test_under_autocast_attention_is_in_bf16(model):

@@ -162,6 +162,14 @@ def test_what_cannot_be_answered_is_refused(pair, tmp_path):
         LocalModel(model, AutoTokenizer.from_pretrained(path))
 
 
+def test_where_a_gpu_is_visible_precisions_stay_as_pytorch_can_tell_them(monkeypatch):
+    """FlexAttention asks for them when it is compiled there; the faster product would make that an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with matmul.default_fp32():
+        before = matmul._settings().fp32_precision
+        assert not matmul.fast_fp32.__wrapped__() and matmul._settings().fp32_precision == before
+
+
 def test_the_faster_product_is_only_used_where_it_is_exact():
     if matmul.fast_fp32():
         assert matmul._settings().fp32_precision == "bf16"

@@ -1,4 +1,4 @@
-"""A real endpoint: `transformers serve` with SmolLM2 as contestants and as the client, over HTTP."""
+"""A real endpoint: `transformers serve` with SmolLM2 as contestants of a tournament and as the client, over HTTP."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from psychepass import records
 from psychepass.cli import main as cli
+from psychepass.config import load
 from psychepass.ledger import read_calls
-from psychepass.schema import ClientLine, Session
+from psychepass.schema import Battle, ClientLine, Session
+from psychepass.splits import Splits
 from tests.conftest import ROOT
 from tests.endpoint_rig import contestants, write_config
 from tests.played_client import client
@@ -23,7 +26,12 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         yield served
 
 
-def test_smollm2_behind_transformers_serve_holds_its_sessions(
+def with_a_dev_client(splits: Path) -> None:
+    shipped = load(Splits, ROOT / "configs" / "splits.yaml")
+    splits.write_text(yaml.safe_dump(yaml.safe_load(splits.read_text()) | {"dev": [shipped.dev[0]]}))
+
+
+def test_smollm2_behind_transformers_serve_plays_a_tournament(
     tmp_path: Path, smollm2: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -33,17 +41,28 @@ def test_smollm2_behind_transformers_serve_holds_its_sessions(
         t | {"sampling": {"temperature": temperature, "max_tokens": 12}}
         for t, temperature in zip(contestants(url, 2, **change), (0.0, 0.9), strict=True)
     ]
-    assert cli(["simulate", str(write_config(tmp_path, therapists, clients=1))]) == 0
-    sessions = records.read(tmp_path / "run" / "sessions.jsonl", Session)
-    calls = list(read_calls(tmp_path / "run" / "ledger_simulate.jsonl"))
-    assert len(sessions) == 2 and {len(s.turns) for s in sessions} == {12}
-    assert [t.therapist for t in sessions[0].turns] != [t.therapist for t in sessions[1].turns]
+    config = write_config(tmp_path, therapists, clients=2)
+    with_a_dev_client(tmp_path / "splits.yaml")
+    assert cli(["simulate", str(config)]) == 0
+    run = tmp_path / "run"
+    sessions = records.read(run / "sessions.jsonl", Session)
+    calls = list(read_calls(run / "ledger_simulate.jsonl"))
+    assert len(sessions) == 6 and {len(s.turns) for s in sessions} == {12}
+    assert len({tuple(t.therapist for t in s.turns) for s in sessions}) == 6
     assert all(t.therapist.strip() and len(t.therapist.split()) <= 12 for s in sessions for t in s.turns)
     answered = [c for c in calls if c.outcome == "ok"]
-    assert len(answered) == 24 and all(c.counted and 0 < c.completion_tokens <= 12 for c in answered)
+    assert len(answered) == 6 * 12 and all(c.counted and 0 < c.completion_tokens <= 12 for c in answered)
     # the server counts the prompt's tokens, and each turn of a session has more of them
     longest, shortest = (f(c.prompt_tokens for c in answered) for f in (max, min))
     assert longest > 2 * shortest > 0
+    names = [t["name"] for t in therapists]
+    of_judge = [f"run={run}", f"base={names[0]}", f"base_repeat={names[1]}"]
+    assert cli(["tournament", str(ROOT / "configs" / "tournament.yaml"), *of_judge]) == 0
+    board = records.read_json(run / "ratings.json")
+    assert board["n_clients"] == 2 and sorted(r["contestant"] for r in board["overall"]) == names
+    assert {tuple(sorted((b.contestant_a, b.contestant_b))) for b in records.read(run / "battles.jsonl", Battle)} == {
+        tuple(names)
+    }
     # a model that the server does not hold
     wrong = [contestants(url, 1, **change | {"model": "no-such-model"})[0]]
     capsys.readouterr()

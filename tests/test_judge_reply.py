@@ -4,64 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from psychepass.schema import Dimension
-from tests.judge_replies import KEYS, holds, mutated, text_of, valid
+from tests.benchmarks import judge_replies as benchmark
+from tests.benchmarks.judge_replies import REPLIES, Read, careless, lenient, strict, wrong
+from tests.judge_replies import KEYS, holds, text_of, valid
 from tournament.judge_reply import KEYS as ASKED
 from tournament.judge_reply import NoVerdict, output_format, read_reply
-
-REPLIES = 10_000
-Read = dict[str, tuple[str, str]] | None
-
-
-def strict(text: str) -> Read:
-    try:
-        return {key: (v.winner, v.reason) for key, v in read_reply(text).items()}
-    except NoVerdict:
-        return None
-
-
-def careless(text: str) -> Read:
-    """A control that fails: the plain JSON reader, which takes the last of two values of one key."""
-    try:
-        found = json.loads(text)
-        read = {key: (found[key]["winner"], found[key]["reason"].strip()) for key in KEYS}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return read if all(w in ("A", "B", "tie") and r for w, r in read.values()) and len(found) == len(KEYS) else None
-
-
-def lenient(text: str) -> Read:
-    """A control that fails: takes the first thing in braces, any spelling, and a tie for what is missing."""
-    try:
-        found = json.loads(re.search(r"\{.*\}", text, re.DOTALL)[0])  # type: ignore[index]
-        low = {str(k).strip().lower(): v for k, v in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return None
-    read = {}
-    for key in KEYS:
-        value = low.get(key, {})
-        winner = str(value.get("winner", "") if isinstance(value, dict) else value).strip().upper()
-        read[key] = ({"A": "A", "B": "B"}.get(winner[:1], "tie"), str(value))
-    return read
-
-
-def wrong(read: Callable[[str], Read]) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """By kind of mutation: verdicts that the text does not hold, verdicts overlooked, and verdicts read."""
-    invented, overlooked, accepted = Counter[str](), Counter[str](), Counter[str]()
-    for kind, text in mutated(REPLIES, seed=4):
-        said, found = holds(text), read(text)
-        winners = found and {k: w for k, (w, _) in found.items()}
-        if found is not None:
-            accepted[kind] += 1
-            invented[kind] += said is None or winners != {k: w for k, (w, _) in said.items()}
-        overlooked[kind] += said is not None and found != said
-    return +invented, +overlooked, accepted
 
 
 def test_ten_thousand_mutated_replies_give_no_verdict_that_the_text_does_not_hold() -> None:
@@ -77,6 +30,13 @@ def test_ten_thousand_mutated_replies_give_no_verdict_that_the_text_does_not_hol
 def test_readers_that_are_less_strict_are_found_out(control: Callable[[str], Read], kinds: int) -> None:
     invented, _, _ = wrong(control)
     assert len(invented) >= kinds and invented["duplicated_key"] > 100
+
+
+def test_the_figures_of_the_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--quick", "--json", str(tmp_path / "f.json")]) == 0
+    figures = {f["name"]: f for f in json.loads((tmp_path / "f.json").read_text())}
+    assert figures["strict reader/invented"]["value"] == 0 and figures["strict reader/invented"]["n"] == 1_000
+    assert figures["lenient reader/invented"]["low"] > 0.1 and "lenient reader/read" in capsys.readouterr().out
 
 
 def test_the_oracle_by_hand() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from psychepass.errors import UserError
@@ -38,6 +38,19 @@ class TrackedConfig(StageConfig):
 
 
 C = TypeVar("C", bound=Config)
+T = TypeVar("T", int, str)
+
+
+def _no_repeat(values: list[T]) -> list[T]:
+    twice = [str(v) for i, v in enumerate(values) if v in values[:i]]
+    if twice:
+        raise ValueError(f"{', '.join(dict.fromkeys(twice))} is there more than once; permitted: each once")
+    return values
+
+
+# a list of a config whose entries name different things
+Seeds = Annotated[list[int], AfterValidator(_no_repeat)]
+Names = Annotated[list[str], AfterValidator(_no_repeat)]
 
 # fields into which a key of an API may have been written by mistake, or an address with a password
 SECRET = re.compile(r"^((api_?)?(key|token)|key_env|base_url)$|secret|password|authorization|bearer", re.IGNORECASE)

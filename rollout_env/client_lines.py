@@ -28,8 +28,8 @@ class ClientVoice:
 
     def __init__(self, chat: ChatClient, files: SessionFiles):
         assert files.lines is not None, "files of an LLM client"
-        self.chat, self._files = chat, files
-        self._drafts = GroupedAppends(files.lines)
+        self.chat = chat
+        self._drafts, self._failures = GroupedAppends(files.lines), GroupedAppends(files.failures)
         self._cut: dict[str, int] = {}  # exchanges that a session's prompts leave out by now
 
     async def speak(self, session: OpenSession) -> bool:
@@ -43,7 +43,7 @@ class ClientVoice:
             session.hear(draft)
         if session.line is None:
             kinds = ", then ".join(f"{d.violations[0]} ({d.detail})" for d in session.drafts)
-            self._files.failures.append(session.failure("no client line, twice", detail=kinds))
+            await self._failures.append(session.failure("no client line, twice", detail=kinds))
             return False
         return True
 

@@ -84,7 +84,7 @@ class _Room:
         self.sessions, self.left_open = sessions, Counter[str]()
         self._reasons: dict[str, str] = {}
         self._turns, self._ended = GroupedAppends(files.turns), GroupedAppends(files.sessions)
-        self._failures = files.failures
+        self._failures = GroupedAppends(files.failures)
 
     async def hold(self) -> None:
         queue = iter(self.sessions)
@@ -124,7 +124,7 @@ class _Room:
                     faults.append(e.reason)
                     usage += e.usage
             if answer is None:
-                self._failures.append(session.failure("unreadable reply, twice", usage, ", then ".join(faults)))
+                await self._failures.append(session.failure("unreadable reply, twice", usage, ", then ".join(faults)))
                 return
             await self._turns.append(session.add(answer))
             self.bar.update()

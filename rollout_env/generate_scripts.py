@@ -136,6 +136,7 @@ class Writer:
         self.scripts = records.Appender(folder / SCRIPTS, Script)
         self.drafts = records.Appender(folder / DRAFTS, ScriptDraft)
         self.failures = records.Appender(folder / FAILURES, Failure)
+        self._ended = GroupedAppends(self.scripts), GroupedAppends(self.failures)
         self.pool = Pool()
         self._sent: dict[str, list[ScriptDraft]] = {}
         for draft in self.drafts.done.values():
@@ -180,7 +181,7 @@ class Writer:
         return left_open
 
     async def _write_one(self, name: str, chat: ChatClient, journal: GroupedAppends) -> None:
-        profile, split = self.profiles[name]
+        (profile, split), (scripts, failures) = self.profiles[name], self._ended
         sent = self._sent.setdefault(name, [])
         while not sent or (sent[-1].faults and len(sent) <= self.config.repairs):
             draft = await self._draft(profile, split, sent, chat)
@@ -188,11 +189,11 @@ class Writer:
             await journal.append(draft)
         if sent[-1].faults:
             reason, detail = f"no valid script in {len(sent)} tries", "; ".join(sent[-1].faults[:3])
-            self.failures.append(Failure(stage="scripts", subject=name, reason=reason, detail=detail))
+            await failures.append(Failure(stage="scripts", subject=name, reason=reason, detail=detail))
         else:
             script, _ = read_script(sent[-1].text, profile, _bank(split))
             assert script is not None, "a draft without faults is a script"
-            self.scripts.append(script)
+            await scripts.append(script)
 
     async def _draft(self, profile: Profile, split: Split, sent: list[ScriptDraft], chat: ChatClient) -> ScriptDraft:
         name, bank = profile.profile_id, _bank(split)

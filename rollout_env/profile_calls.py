@@ -17,9 +17,9 @@ from tqdm import tqdm
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport, Unreadable
-from psychepass.records import Appender
 from psychepass.run import say
 from psychepass.schema import Failure, Message, Record, Sampling, Usage, content_hash
+from rollout_env.asking import GroupedAppends
 from rollout_env.profile_draft import Declined
 
 UNUSABLE = "unusable answer, twice"
@@ -47,8 +47,8 @@ class Asking:
     sampling: Sampling
     seed: int
     step: str
-    done: Appender
-    failures: Appender
+    done: GroupedAppends
+    failures: GroupedAppends
 
 
 def ask_all(jobs: Sequence[Job], asking: Asking, ledger_path: Path, budget_usd: float | None) -> None:
@@ -106,20 +106,22 @@ async def _ask(client: ChatClient, job: Job, asking: Asking) -> None:
             continue
         usage += reply.usage
         try:
-            asking.done.append(job.make(reply.text, usage))
-            return
+            made = job.make(reply.text, usage)
         except Declined as e:
-            _fail(job, asking, str(e), "", usage)
+            await _fail(job, asking, str(e), "", usage)
             return
         except ValueError as e:
             found.append(
                 f"the answer was cut off after {asking.sampling.max_tokens} tokens" if reply.cut_off else str(e)
             )
+        else:
+            await asking.done.append(made)
+            return
         told = Message(role="user", content=AGAIN[job.language].format(found[-1]))
         messages = [messages[0], Message(role="assistant", content=reply.text), told]
-    _fail(job, asking, UNUSABLE, ", then ".join(found), usage)
+    await _fail(job, asking, UNUSABLE, ", then ".join(found), usage)
 
 
-def _fail(job: Job, asking: Asking, reason: str, detail: str, usage: Usage) -> None:
+async def _fail(job: Job, asking: Asking, reason: str, detail: str, usage: Usage) -> None:
     stage = f"profiles: {asking.step}"
-    asking.failures.append(Failure(stage=stage, subject=job.subject, reason=reason, detail=detail, usage=usage))
+    await asking.failures.append(Failure(stage=stage, subject=job.subject, reason=reason, detail=detail, usage=usage))

@@ -17,6 +17,7 @@ from psychepass.errors import UserError
 from psychepass.records import Appender
 from psychepass.run import say
 from psychepass.schema import Failure, Profile, Sampling, Usage, content_hash
+from rollout_env.asking import GroupedAppends
 from rollout_env.deidentify import DeIdentifier
 from rollout_env.profile_calls import Asking, Job, ask_all
 from rollout_env.profile_draft import (
@@ -170,7 +171,8 @@ class Work:
 
     def _ask(self, jobs: Sequence[Job], step: str, done: Appender, failures: Appender) -> None:
         config = self.config
-        asking = Asking(config.endpoint, config.sampling, config.seed, step, done, failures)
+        journals = GroupedAppends(done), GroupedAppends(failures)
+        asking = Asking(config.endpoint, config.sampling, config.seed, step, *journals)
         ask_all(jobs, asking, self.folder / LEDGER, config.budget_usd)
 
     def _faults(self, profile: Profile) -> list[str]:

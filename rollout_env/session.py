@@ -69,12 +69,15 @@ def simulate(
         client: who plays the clients, as `profiles` (profile id -> profile) describes them; None: the scripts speak.
 
     Raises:
-        UserError: two therapists of one name, an unknown name in `meets`, a client of the wrong set, an endpoint
-            whose key, address or model is wrong; and at the end, where sessions were left open for the next run.
+        UserError: two therapists of one name, an unknown name in `meets`, a client of the wrong set, no session to
+            hold, an endpoint whose key, address or model is wrong; and at the end, where sessions were left open for
+            the next run.
     """
     plans = plan_sessions(
         scripts, therapists, seeds, split_of, target_words, sampling, meets, heldout, client, profiles
     )
+    if not plans:
+        raise UserError(f"no session is to be held: {len(scripts)} clients meet none of the therapists; see meets")
     played_by = client.endpoint if client else None
     with SessionFiles(folder, with_lines=played_by is not None) as files:
         todo = files.unfinished(plans)

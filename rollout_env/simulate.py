@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import StageConfig, load
+from psychepass.config import Names, Seeds, StageConfig, load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
@@ -56,8 +56,8 @@ class SimulateConfig(StageConfig):
     target_words: int = Field(ge=1)
     sampling: Sampling
     therapists: list[TherapistEntry] = Field(min_length=1)
-    meets: dict[Literal["train", "test", "dev"], list[str]]
-    seeds: list[int] = Field(min_length=1)
+    meets: dict[Literal["train", "test", "dev"], Names]
+    seeds: Seeds = Field(min_length=1)
     cache_gib: float = Field(gt=0)
     budget_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
@@ -70,7 +70,15 @@ class SimulateConfig(StageConfig):
         unknown = sorted({n for met in self.meets.values() for n in met} - set(names))
         if unknown:
             raise ValueError(f"meets names {', '.join(unknown)}; permitted: {', '.join(names)}")
+        if not any(self.meets.values()):
+            raise ValueError(f"meets names no therapist; permitted: {', '.join(names)}")
         return self
+
+    @property
+    def silent(self) -> list[str]:
+        """The therapists whom nobody meets."""
+        met = {name for names in self.meets.values() for name in names}
+        return [t.name for t in self.therapists if t.name not in met]
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -81,6 +89,8 @@ def main(config_path: str, overrides: list[str]) -> None:
     with stage_run("simulate", config, inputs=[splits_path, *files, *sorted(prompts)], ignore=FREE) as run:
         if run.done:
             return
+        if config.silent:
+            say(f"simulate: {', '.join(config.silent)}: in no list of meets, so that nobody meets them")
         try:
             sessions = _hold(config, run.dir)
         except UserError:

@@ -283,6 +283,15 @@ def test_bad_input_is_named_before_the_set_is_opened(
     assert not (folder.parent / "openings.json").exists() and not scorer.groups
 
 
+def test_a_seed_twice_is_refused_before_the_set_is_opened(
+    tmp_path: Path, scripts: list[Script], scorer: Scorer, capsys: Any
+) -> None:
+    folder = run_dir(tmp_path / "runs" / "a", scripts)
+    assert cli(["heldout", CONFIG, *overrides(folder, scorer, "seeds=[1,1]", heldout_clients=1)]) == 2
+    assert "seeds: 1 is there more than once" in capsys.readouterr().err
+    assert not (folder.parent / "openings.json").exists() and not scorer.groups
+
+
 def edit_judge(folder: Path) -> None:
     judges = records.read_json(folder / "judge.json")
     judges["judge"]["rubric_version"] = "other"

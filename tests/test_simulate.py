@@ -299,12 +299,39 @@ def test_a_changed_wording_on_an_existing_run_stops(tmp_path, weights):
         ("form=middle", "form: Input should be 'full' or 'short', got 'middle'"),
         ("sampling.temperature=hot", "sampling.temperature: Input should be a valid number"),
         ("sampling.tempo=1", "unknown key 'sampling.tempo'"),
+        ("seeds=[1,0,1]", "seeds: 1 is there more than once; permitted: each once"),
+        ("meets.train=[base,base]", "meets.train: base is there more than once; permitted: each once"),
     ],
 )
 def test_a_bad_config_is_named_and_writes_nothing(tmp_path, weights, capsys, override, fault):
     assert cli(["simulate", str(write_config(tmp_path, weights)), override]) == 2
     assert fault in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("meets", "fault"),
+    [({}, "meets names no therapist"), ({"train": [], "dev": []}, "meets names no therapist")],
+)
+def test_a_stage_without_a_session_is_refused(tmp_path, weights, capsys, meets, fault):
+    path = write_config(tmp_path, weights, meets=meets)
+    assert cli(["simulate", str(path)]) == 2
+    assert fault in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_sets_without_a_client_are_refused_and_a_mended_config_goes_on(tmp_path, weights, capsys):
+    """Those who meet nobody are named; `test` has clients, and they meet nobody."""
+    path = write_config(tmp_path, weights, meets={"dev": ["explorer"]})
+    splits = tmp_path / "splits.yaml"
+    sets = yaml.safe_load(splits.read_text())
+    splits.write_text(yaml.safe_dump(sets | {"dev": []}))
+    assert cli(["simulate", str(path)]) == 2
+    assert "no session is to be held: 3 clients meet none of the therapists" in capsys.readouterr().err
+    splits.write_text(yaml.safe_dump(sets))
+    assert cli(["simulate", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("base, base-2: in no list of meets") == 1
+    assert len(records.read(tmp_path / "run" / "sessions.jsonl", Session)) == 1
 
 
 def test_the_shipped_example_of_endpoints_loads_and_its_anchor_makes_equal_endpoints():

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import load
+from psychepass.config import Seeds, load
 from psychepass.dry_run import Planned, word_tokens
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
@@ -54,7 +54,7 @@ class HeldoutConfig(JudgedConfig):
     sampling: Sampling
     base: TherapistEntry
     aligned: TherapistEntry
-    seeds: list[int] = Field(min_length=2)
+    seeds: Seeds = Field(min_length=2)
     prompts: int = Field(ge=2)
     samples: int = Field(ge=1)
     rows: int = Field(ge=1)

@@ -6,8 +6,9 @@ import importlib
 import sys
 from types import ModuleType
 
-from psychepass.errors import UserError
+from psychepass.errors import Unfinished, UserError
 
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 DRY_RUN = "--dry-run"
 STAGES = {
     "profiles": ("rollout_env.profile_pipeline", "seeds become fictional clients: profiles.jsonl, splits.yaml"),
@@ -40,7 +41,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage. Exit 0: done; 2: something the user can mend, said in one sentence."""
+    """Run one stage. Exit 0: done; 2: something the user can mend, said in one sentence; 75: endpoints did not answer,
+    and the same call, made later, goes on."""
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         _run(importlib.import_module(module_name), rest[0], rest[1:])
     except UserError as e:
         print(f"psychepass {stage}: {e}", file=sys.stderr)
-        return 2
+        return AGAIN if isinstance(e, Unfinished) else 2
     except KeyboardInterrupt:
         print(f"psychepass {stage}: interrupted; call it again to go on", file=sys.stderr)
         return 130

@@ -1,5 +1,9 @@
-"""The one exception that means «the user can mend this»: the CLI prints it in a line and exits with 2."""
+"""The exceptions that mean «the user can mend this»: the CLI prints them in a line."""
 
 
 class UserError(Exception):
-    """Names what is wrong, where, the value found and what is permitted."""
+    """Names what is wrong, where, the value found and what is permitted. The CLI exits with 2."""
+
+
+class Unfinished(UserError):
+    """Work is left because an endpoint did not answer: the same call, made later, goes on. The CLI exits with 75."""

@@ -1,16 +1,39 @@
-"""What therapists and clients behind endpoints share: a prompt that fits the context, and records written at once."""
+"""What therapists and clients behind endpoints share: the check beforehand, a prompt that fits the context, records
+written at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from psychepass.llm import ChatClient, ContextOverflow, Refused, Reply
+from psychepass.errors import UserError
+from psychepass.llm import ChatClient, ContextOverflow, Refused, Reply, Transport
 from psychepass.records import Appender
+from psychepass.run import say
 from psychepass.schema import Message, Record, Sampling, Usage
 from rollout_env.therapist import CUT_TURNS
 
 Shown = Callable[[int], Sequence[Message]]  # the prompt without its first exchanges, as many as are given
+
+
+UNREACHABLE = "cannot be reached"  # what the client's error says where nobody answers
+
+
+async def check_all(chats: Collection[ChatClient]) -> None:
+    """Ask each endpoint for its models. Once the stage's ledger holds a call, one at which nobody answers now is closed
+    for this run: what it would be asked is left open, and the others go on.
+
+    Raises:
+        UserError: a key or a model is wrong; or nobody answers, and no call was made yet.
+    """
+    found = await asyncio.gather(*(chat.check() for chat in chats), return_exceptions=True)
+    for chat, error in zip(chats, found, strict=True):
+        if error is None:
+            continue
+        if not (isinstance(error, UserError) and UNREACHABLE in str(error) and chat.ledger.path.stat().st_size):
+            raise error
+        chat.closed = Transport(UNREACHABLE)
+        say(f"{error}; what it would be asked waits for the next call of the stage")
 
 
 class GroupedAppends:

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from psychepass.endpoint import Endpoint
+from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport, Unreadable
 from psychepass.schema import ClientLine, content_hash
 from rollout_env.adherence import METHOD_DETAIL, UNREADABLE
-from rollout_env.asking import GroupedAppends, ask_fitting
+from rollout_env.asking import GroupedAppends, ask_fitting, check_all
 from rollout_env.client import LLMClient
 from rollout_env.open_session import OpenSession, SessionFiles, standing
 
@@ -73,11 +74,11 @@ class ClientVoice:
 class BatchVoice:
     """The same for sessions whose therapists answer in one batch: first every client speaks, then the batch answers.
 
-    `left_open`: why sessions wait for the next run, and how many.
+    `left_open` grows by the sessions that wait for the next run.
     """
 
-    def __init__(self, endpoint: Endpoint, files: SessionFiles, ledger: Ledger):
-        self.left_open = Counter[str]()
+    def __init__(self, endpoint: Endpoint, files: SessionFiles, ledger: Ledger, left_open: LeftOpen):
+        self._left_open = left_open
         self._runner = asyncio.Runner()
         self._chat = ChatClient(endpoint, ledger)
         self._voice = ClientVoice(self._chat, files)
@@ -85,7 +86,7 @@ class BatchVoice:
     def __enter__(self) -> BatchVoice:
         """Raises UserError where key, address or model are wrong."""
         try:
-            self._runner.run(self._chat.check())
+            self._runner.run(check_all([self._chat]))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -107,8 +108,7 @@ class BatchVoice:
         try:
             return await self._voice.speak(session)
         except (Transport, Refused, BudgetSpent) as e:
-            name = f"{self._chat.endpoint.name}: " if isinstance(e, Transport) else ""
-            self.left_open[f"{name}{e}"] += 1
+            self._left_open.add(e, self._chat.endpoint)
             return False
 
 

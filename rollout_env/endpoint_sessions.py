@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
 from tqdm import tqdm
 
 from psychepass.endpoint import Endpoint
+from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Reply, Transport, Unreadable
 from psychepass.schema import Usage
-from rollout_env.asking import GroupedAppends, ask_fitting
+from rollout_env.asking import GroupedAppends, ask_fitting, check_all
 from rollout_env.client_lines import ClientVoice
 from rollout_env.open_session import OpenSession, SessionFiles
 from rollout_env.therapist import Answer, Conversation, chat_messages
@@ -31,16 +31,17 @@ def hold_over_endpoints(
     files: SessionFiles,
     ledger: Ledger,
     bar: tqdm,
-    played_by: Endpoint | None = None,
-) -> Counter[str]:
-    """Hold every session that can be held now; returns why others were left open, with their number.
+    played_by: Endpoint | None,
+    left_open: LeftOpen,
+) -> None:
+    """Hold every session that can be held now; `left_open` grows by the others.
 
     `played_by` plays the clients, if they are not scripted; one that is a therapist too keeps one set of limits.
 
     Raises:
-        UserError: a key, an address or a model is wrong; no call was made.
+        UserError: a key, an address or a model is wrong; no call was made (rollout_env.asking.check_all).
     """
-    return asyncio.run(_hold(groups, files, ledger, bar, played_by))
+    asyncio.run(_hold(groups, files, ledger, bar, played_by, left_open))
 
 
 async def _hold(
@@ -49,16 +50,16 @@ async def _hold(
     ledger: Ledger,
     bar: tqdm,
     played_by: Endpoint | None,
-) -> Counter[str]:
+    left_open: LeftOpen,
+) -> None:
     endpoints = {repr(e): e for e in (*(e for e, _ in groups), *([played_by] if played_by else ()))}
     permit_sockets(sum(endpoint.max_concurrent for endpoint in endpoints.values()))
     async with AsyncExitStack() as stack:
         chats = {k: await stack.enter_async_context(ChatClient(e, ledger)) for k, e in endpoints.items()}
-        await asyncio.gather(*(chat.check() for chat in chats.values()))
+        await check_all(chats.values())
         voice = ClientVoice(chats[repr(played_by)], files) if played_by else None
-        rooms = [_Room(chats[repr(e)], voice, sessions, files, bar) for e, sessions in groups]
+        rooms = [_Room(chats[repr(e)], voice, sessions, files, bar, left_open) for e, sessions in groups]
         await asyncio.gather(*(room.hold() for room in rooms))
-    return sum((room.left_open for room in rooms), Counter())
 
 
 def permit_sockets(n: int) -> None:
@@ -70,7 +71,7 @@ def permit_sockets(n: int) -> None:
 
 
 class _Room:
-    """The sessions of one endpoint. `left_open`: why sessions were not ended here, and how many."""
+    """The sessions of one endpoint."""
 
     def __init__(
         self,
@@ -79,10 +80,10 @@ class _Room:
         sessions: Sequence[OpenSession],
         files: SessionFiles,
         bar: tqdm,
+        left_open: LeftOpen,
     ):
         self.chat, self.voice, self.bar = chat, voice, bar
-        self.sessions, self.left_open = sessions, Counter[str]()
-        self._reasons: dict[str, str] = {}
+        self.sessions, self.left_open = sessions, left_open
         self._turns, self._ended = GroupedAppends(files.turns), GroupedAppends(files.sessions)
         self._failures = GroupedAppends(files.failures)
 
@@ -99,14 +100,7 @@ class _Room:
                 asked = self.chat if session.line is not None or self.voice is None else self.voice.chat
                 # where nothing more can be asked, the sessions not begun are left as well
                 rest = 0 if isinstance(e, Transport) and not asked.closed else sum(1 for _ in queue)
-                self.left_open[self._reason(e, asked)] += 1 + rest
-
-    def _reason(self, error: Transport | Refused | BudgetSpent, asked: ChatClient) -> str:
-        """The same for errors of one kind, with the details of the first of them."""
-        if not isinstance(error, Transport):
-            return str(error)
-        name = asked.endpoint.name
-        return self._reasons.setdefault(f"{name} {error.reason}", f"{name}: {error}")
+                self.left_open.add(e, asked.endpoint, 1 + rest)
 
     async def _hold_one(self, session: OpenSession) -> None:
         cut = 0  # exchanges left out at the beginning, once the whole is too long for the model

@@ -24,11 +24,12 @@ from psychepass.dry_run import Planned, table
 from psychepass.endpoint import Endpoint, prompt_tokens
 from psychepass.errors import UserError
 from psychepass.ledger import BudgetSpent, Ledger, read_calls
+from psychepass.left_open import LeftOpen
 from psychepass.llm import ChatClient, Refused, Transport, Unreadable
 from psychepass.run import say, stage_run
 from psychepass.schema import Failure, Profile, Sampling, Script, ScriptDraft, content_hash
 from psychepass.splits import Split, Splits
-from rollout_env.asking import GroupedAppends
+from rollout_env.asking import GroupedAppends, check_all
 from rollout_env.banks import Bank
 from rollout_env.profiles import load_profiles
 from rollout_env.script_source import bank_named
@@ -103,12 +104,8 @@ def _write_all(config: ScriptsConfig, folder: Path) -> dict[str, int]:
         counts["drafts"] = len(writer.drafts.done)
     if counts["failures"]:
         say(f"{counts['failures']} of {len(profiles)} clients have no valid script: {folder / FAILURES}")
-    if left_open:
-        reasons = "; ".join(f"{n}: {reason}" for reason, n in left_open.most_common())
-        raise UserError(
-            f"{left_open.total()} of {len(profiles)} scripts were left open ({reasons}); what was written is kept, "
-            "call the stage again to go on"
-        )
+    if left_open.total():
+        raise left_open.error(f"{left_open.total()} of {len(profiles)} scripts were left open", "what was written")
     return counts
 
 
@@ -159,23 +156,22 @@ class Writer:
         self.pool.add(script, split)
         return script
 
-    async def write_all(self) -> Counter[str]:
+    async def write_all(self) -> LeftOpen:
         """Returns why scripts were left open, and how many."""
         ended = {s.profile_id for s in self.scripts.done.values()} | {f.subject for f in self.failures.done.values()}
         todo = [p for p in self.profiles if p not in ended]
-        journal, left_open = GroupedAppends(self.drafts), Counter[str]()
+        journal, left_open = GroupedAppends(self.drafts), LeftOpen()
         with tqdm(total=len(todo), desc="scripts", unit="script", disable=not todo) as bar:
             async with ChatClient(self.config.endpoint, self.ledger) as chat:
                 if todo:
-                    await chat.check()
+                    await check_all([chat])
 
                 async def one(name: str) -> None:
                     try:
                         await self._write_one(name, chat, journal)
                         bar.update()
                     except (Transport, Refused, BudgetSpent) as e:
-                        told = f"{chat.endpoint.name}: {e.reason}" if isinstance(e, Transport) else str(e)
-                        left_open[told] += 1
+                        left_open.add(e, chat.endpoint)
 
                 await asyncio.gather(*(one(name) for name in todo))
         return left_open

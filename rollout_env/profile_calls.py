@@ -7,7 +7,6 @@ answer is left for the next run.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from psychepass.endpoint import Endpoint
-from psychepass.errors import UserError
+from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport, Unreadable
 from psychepass.run import say
 from psychepass.schema import Failure, Message, Record, Sampling, Usage, content_hash
-from rollout_env.asking import GroupedAppends
+from rollout_env.asking import GroupedAppends, check_all
 from rollout_env.profile_draft import Declined
 
 UNUSABLE = "unusable answer, twice"
@@ -55,33 +54,28 @@ def ask_all(jobs: Sequence[Job], asking: Asking, ledger_path: Path, budget_usd: 
     """Ask for every job whose record is not there.
 
     Raises:
-        UserError: key, address or model are wrong; or, at the end, some were left without an answer.
+        UserError: key, address or model are wrong; or, at the end, some were left without an answer (Unfinished, if
+            the endpoint gave none).
     """
     if not jobs:
         return
     with Ledger(ledger_path, budget_usd) as ledger, tqdm(total=len(jobs), desc=asking.step, unit="profile") as bar:
         before_usd = ledger.spent_usd
-        left = asyncio.run(_ask_all(jobs, asking, ledger, bar))
+        asyncio.run(_ask_all(jobs, asking, ledger, bar, left := LeftOpen()))
         say(f"{asking.step}: {ledger.spent_usd - before_usd:.4f} USD, {ledger.spent_usd:.4f} in all ({ledger_path})")
-    if left:
-        reasons = "; ".join(f"{n}: {reason}" for reason, n in left.most_common())
-        raise UserError(
-            f"{asking.step}: {left.total()} of {len(jobs)} were left open ({reasons}); what was answered is kept, call "
-            "the stage again to go on"
-        )
+    if left.total():
+        raise left.error(f"{asking.step}: {left.total()} of {len(jobs)} were left open", "what was answered")
 
 
-async def _ask_all(jobs: Sequence[Job], asking: Asking, ledger: Ledger, bar: tqdm) -> Counter[str]:
-    left: Counter[str] = Counter()
+async def _ask_all(jobs: Sequence[Job], asking: Asking, ledger: Ledger, bar: tqdm, left: LeftOpen) -> None:
     async with ChatClient(asking.endpoint, ledger) as client:
-        await client.check()
+        await check_all([client])
         queue = iter(jobs)
         n = min(asking.endpoint.max_concurrent, len(jobs))
         await asyncio.gather(*(_work(client, queue, asking, left, bar) for _ in range(n)))
-    return left
 
 
-async def _work(client: ChatClient, queue: Iterator[Job], asking: Asking, left: Counter[str], bar: tqdm) -> None:
+async def _work(client: ChatClient, queue: Iterator[Job], asking: Asking, left: LeftOpen, bar: tqdm) -> None:
     for job in queue:
         try:
             await _ask(client, job, asking)
@@ -89,8 +83,7 @@ async def _work(client: ChatClient, queue: Iterator[Job], asking: Asking, left: 
         except (Transport, Refused, BudgetSpent) as e:
             # where nothing more can be asked, the jobs not begun are left as well
             rest = 0 if isinstance(e, Transport) and not client.closed else sum(1 for _ in queue)
-            reason = f"{client.endpoint.name}: {e.reason}" if isinstance(e, Transport) else str(e)
-            left[reason] += 1 + rest
+            left.add(e, client.endpoint, 1 + rest)
 
 
 async def _ask(client: ChatClient, job: Job, asking: Asking) -> None:

@@ -14,7 +14,6 @@ as a Failure; it is not completed by other means and not tried again. Endpoints:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
 from psychepass.ledger import Ledger
+from psychepass.left_open import LeftOpen
 from psychepass.run import say
 from psychepass.schema import Profile, Sampling, Script, Session
 from psychepass.splits import Split
@@ -71,7 +71,7 @@ def simulate(
     Raises:
         UserError: two therapists of one name, an unknown name in `meets`, a client of the wrong set, no session to
             hold, an endpoint whose key, address or model is wrong; and at the end, where sessions were left open for
-            the next run.
+            the next run (Unfinished, if an endpoint did not answer).
     """
     plans = plan_sessions(
         scripts, therapists, seeds, split_of, target_words, sampling, meets, heldout, client, profiles
@@ -84,19 +84,16 @@ def simulate(
         entries = {e.name: e for e in therapists}
         turns = sum(len(s.plan.script.turns) - len(s.turns) for s in todo)
         with tqdm(total=turns, desc="turns", unit="turn", disable=not turns) as bar:
-            left_open = _over_endpoints(todo, entries, files, folder / ledger, budget_usd, bar, played_by)
-            left_open += _in_batches(todo, entries, files, folder / ledger, budget_usd, bar, played_by, cache_gib)
+            left_open = LeftOpen()
+            _over_endpoints(todo, entries, files, folder / ledger, budget_usd, bar, played_by, left_open)
+            _in_batches(todo, entries, files, folder / ledger, budget_usd, bar, played_by, cache_gib, left_open)
         failed = len({f.subject for f in files.failures.done.values()} & {p.key for p in plans})
         if failed:
             say(f"{failed} of {len(plans)} sessions ended without a reply: {folder / 'session_failures.jsonl'}")
         if files.lines:
             say(adherence_line(files.lines.done.values()))
-        if left_open:
-            reasons = "; ".join(f"{n}: {reason}" for reason, n in left_open.most_common())
-            raise UserError(
-                f"{left_open.total()} of {len(plans)} sessions were left open ({reasons}); what was said is kept, "
-                "call the stage again to go on"
-            )
+        if left_open.total():
+            raise left_open.error(f"{left_open.total()} of {len(plans)} sessions were left open", "what was said")
         return [files.sessions.done[p.key] for p in plans if p.key in files.sessions.done]
 
 
@@ -120,15 +117,15 @@ def _over_endpoints(
     budget_usd: float | None,
     bar: tqdm,
     played_by: Endpoint | None,
-) -> Counter[str]:
+    left_open: LeftOpen,
+) -> None:
     groups = endpoint_groups(todo, entries)
     if not groups:
-        return Counter()
+        return
     with Ledger(path, budget_usd) as ledger:
         before_usd = ledger.spent_usd
-        left_open = hold_over_endpoints(groups, files, ledger, bar, played_by)
+        hold_over_endpoints(groups, files, ledger, bar, played_by, left_open)
         say(f"endpoints: {ledger.spent_usd - before_usd:.4f} USD in this run, {ledger.spent_usd:.4f} in all ({path})")
-    return left_open
 
 
 def _in_batches(
@@ -140,15 +137,16 @@ def _in_batches(
     bar: tqdm,
     played_by: Endpoint | None,
     cache_gib: float,
-) -> Counter[str]:
-    """The sessions of local weights and rules; returns why some were left open (an LLM client's endpoint)."""
+    left_open: LeftOpen,
+) -> None:
+    """The sessions of local weights and rules; an LLM client's endpoint may leave some open."""
     with ExitStack() as stack:
         voice = None
         if played_by and any(entries[s.plan.therapist.name].kind != "endpoint" for s in todo):
-            voice = stack.enter_context(BatchVoice(played_by, files, stack.enter_context(Ledger(path, budget_usd))))
+            ledger = stack.enter_context(Ledger(path, budget_usd))
+            voice = stack.enter_context(BatchVoice(played_by, files, ledger, left_open))
         for speaker, sessions in _by_speaker(todo, entries, cache_gib):
             _hold(speaker, sessions, files, bar, voice)
-        return voice.left_open if voice else Counter()
 
 
 def _by_speaker(

@@ -91,6 +91,7 @@ class FaultServer:
         self.faults, self.delay_s, self.hang_s = faults, delay_s, hang_s
         self.context_words, self.key, self.model = context_words, key, model
         self.say = say or reply  # the text of a reply, fixed by the request's body
+        self.down = False  # every connection is cut before an answer
         self.log: list[Served] = []
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
@@ -107,6 +108,8 @@ class FaultServer:
             data += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        if self.down:
+            return await _send(send, 200, {}, whole=False)
         path = scope["path"]
         if path == "/stats":
             return await _send(send, 200, {"log": self.log, "open": self.open, "most_open": self.most_open})

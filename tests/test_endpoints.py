@@ -94,7 +94,7 @@ def test_what_got_no_answer_is_asked_on_the_next_run(
     server = FaultServer((Fault("500", 0.04, ALWAYS),))
     with served(server) as url:
         config = write_config(tmp_path, contestants(url), clients=6)
-        assert cli(["simulate", str(config)]) == 2
+        assert cli(["simulate", str(config)]) == 75
         error = capsys.readouterr().err
         done = len(records.read(tmp_path / "run" / "sessions.jsonl", Session))
         assert 0 < done < 18 and f"{18 - done} of 18 sessions were left open" in error
@@ -141,6 +141,32 @@ def test_a_history_too_long_for_the_model_loses_its_oldest_turns(
         assert cli(["simulate", str(config)]) == 2
     error = capsys.readouterr().err
     assert "a prompt without any history and a reply of up to 64 tokens exceed the model's context" in error
+
+
+def test_on_a_resume_an_endpoint_that_is_down_holds_up_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up, down = FaultServer(delay_s=0.005), FaultServer(delay_s=0.005)
+    with served(up) as url, served(down) as other:
+        config = write_config(tmp_path, [*contestants(url, 1), *contestants(other, 2)[1:]], clients=4)
+        down.down = True
+        assert cli(["simulate", str(config)]) == 2 and not up.log  # on a first start the address may be wrong
+        assert "cannot be reached" in capsys.readouterr().err
+        down.down = False
+        assert cli(["simulate", str(config), "budget_usd=0.008"]) == 2
+        asked, down.down = len(down.log), True
+        assert cli(["simulate", str(config)]) == 75
+        error = [line for line in capsys.readouterr().err.splitlines() if "cannot be reached" in line]
+        assert len(error) == 2 and "waits for the next call of the stage" in error[0]
+        assert f"4 of 8 sessions were left open (4: {MODEL} at {other}: cannot be reached)" in error[1]
+        assert len(up.log) == 4 * 12 and len(down.log) == asked
+        sessions = records.read(tmp_path / "run" / "sessions.jsonl", Session)
+        assert [s.therapist.name for s in sessions] == 4 * ["made-up-0"]
+        down.down, down.model = False, "made-up-2"
+        assert cli(["simulate", str(config)]) == 2 and len(down.log) == asked  # another model is no outage
+        down.model = MODEL
+        assert cli(["simulate", str(config)]) == 0
+    assert len(down.log) == 4 * 12
 
 
 # --- bad input: one clear error, before any call ---------------------------------------------------

@@ -26,7 +26,7 @@ from rollout_env.script_source import bank_named
 from rollout_env.script_writer import Pool, read_script, writer_prompt
 from tests import chinese_client
 from tests.endpoint_rig import ROOT, contestants, write_config
-from tests.fault_server import MODEL, Fault, FaultServer, served
+from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, served
 from tests.played_client import client, obedient
 from tests.script_server import FAULTS, SHIPPED, writer
 
@@ -155,6 +155,22 @@ def test_kills_lose_at_most_calls_in_flight(tmp_path: Path) -> None:
     drafts = records.read(tmp_path / "run" / "script_drafts.jsonl", ScriptDraft)
     assert len(made(tmp_path / "run")) == 33 and len(drafts) == 33 + len(faulty)
     assert len(drafts) <= len(server.log) <= len(drafts) + 3 * 4
+
+
+def test_what_got_no_answer_is_left_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(llm, "TRIES", 1)
+    server = FaultServer((Fault("500", 1.0, ALWAYS),), say=writer({}))
+    with served(server) as url:
+        config = write_scripts_config(tmp_path, url, small("tomasz-wilk", heldout=("noor-van-dijk",)))
+        assert cli(["scripts", str(config)]) == 75
+        assert f"2 of 2 scripts were left open (2: {MODEL} at {url}: status 500" in capsys.readouterr().err
+        server.faults, server.down = (), True
+        assert cli(["scripts", str(config)]) == 75
+        assert f"2 of 2 scripts were left open (2: {MODEL} at {url}: cannot be reached)" in capsys.readouterr().err
+        server.down = False
+        assert cli(["scripts", str(config)]) == 0
 
 
 def test_a_dry_run_and_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

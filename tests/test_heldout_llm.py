@@ -267,6 +267,22 @@ def test_an_llm_plays_the_held_out_clients(tmp_path: Path, scripts: list[Script]
     assert len(calls) == lines + judged and not (run / "heldout" / "ledger_simulate.jsonl").exists()
 
 
+def test_what_got_no_answer_of_judges_and_policies_is_left_for_later(
+    tmp_path: Path, scripts: list[Script], scorer: Scorer, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "TRIES", 1)
+    run, server, judging = run_dir(tmp_path / "runs" / "a", scripts), FaultServer(), FaultServer()
+    with served(server) as url, served(judging) as other:
+        keys = served_policies(url) | {"prompts": 3, "samples": 2, "judges": judges(other)}
+        down = (Fault("500", 1.0, ALWAYS),)
+        steps = (((), down, "10 of 10 matches are left to judge"), (down, (), "12 of 12 replies of base could not be"))
+        for server.faults, judging.faults, told in steps:
+            assert cli(call(run, scorer, clients=2, **keys)) == 75
+            assert told in " ".join(capsys.readouterr().err.split())
+        server.faults = ()
+        assert cli(call(run, scorer, clients=2, **keys)) == 0
+
+
 def test_a_wrong_client_is_named_before_the_set_is_opened_and_a_budget_leaves_sessions_open(
     tmp_path: Path, scripts: list[Script], scorer: Scorer, capsys: Any
 ) -> None:

@@ -86,7 +86,7 @@ def test_what_got_no_answer_is_judged_on_the_next_run_and_failures_are_not(
     server = FaultServer((Fault("500", 0.1, ALWAYS), Fault("cut-off text", 0.3, ALWAYS)))
     with served(server) as url:
         config = write_run(tmp_path, judges(url), 8, 4)
-        assert cli(["tournament", str(config)]) == 2
+        assert cli(["tournament", str(config)]) == 75
         error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("psychepass tournament: ")]
         run = tmp_path / "run"
         battles, failures, replies = (read(run, name) for name in FILES)
@@ -121,6 +121,21 @@ def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(tmp_path: Path, capsys:
         assert len(server.log) == len(read(tmp_path / "run", "judge_replies.jsonl"))
         assert cli(["tournament", str(config), "budget_usd=1"]) == 0
     assert len(server.log) == 32
+
+
+def test_on_a_resume_a_judge_that_is_down_holds_up_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    up, down = FaultServer(delay_s=0.005), FaultServer(delay_s=0.005)
+    with served(up) as url, served(down) as other:
+        config = write_run(tmp_path, [*judges(url, 1), judges(other, 2)[1]], 4, 4)
+        assert cli(["tournament", str(config), "budget_usd=0.03"]) == 2
+        asked, down.down = len(down.log), True
+        assert 0 < asked < 16
+        assert cli(["tournament", str(config)]) == 75
+        assert f": {MODEL} at {other}: cannot be reached)" in capsys.readouterr().err
+        assert len(up.log) >= 16 and len(down.log) == asked
+        down.down = False
+        assert cli(["tournament", str(config)]) == 0
+    assert len(up.log) == len(down.log) == 32
 
 
 def test_a_panel_votes_and_each_judge_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

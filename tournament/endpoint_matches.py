@@ -8,7 +8,7 @@ answer leaves its match for the next run.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from psychepass import records
 from psychepass.endpoint import Endpoint
+from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport
 from psychepass.schema import Session
-from rollout_env.asking import GroupedAppends
+from rollout_env.asking import GroupedAppends, check_all
 from rollout_env.endpoint_sessions import permit_sockets
 from tournament.journal import Journal
 from tournament.judge import Outcome, subject
@@ -28,6 +29,7 @@ from tournament.panel import Panel
 from tournament.play import Match
 
 REPLIES, LEDGER = "judge_replies.jsonl", "ledger_tournament.jsonl"
+NOT_HAD = "judgements could not be had"  # why matches are left to judge
 Heard = dict[str, dict[str, list[JudgeReply]]]  # presentation (judge.subject) -> judge's name -> its replies
 
 
@@ -45,7 +47,7 @@ class EndpointMatches:
         with EndpointMatches(panel, journal, ledger, folder) as matches:
             left = play(entered, matches.hold, seed)
 
-    Entering asks each endpoint for its models.
+    Entering asks each endpoint for its models (rollout_env.asking.check_all).
 
     Raises:
         UserError: on entering: a key, an address or a model is wrong, or there are replies of another judge; no call
@@ -54,8 +56,7 @@ class EndpointMatches:
 
     def __init__(self, panel: Panel, journal: Journal, ledger: Ledger, folder: Path):
         self.panel, self.journal, self.ledger = panel, journal, ledger
-        self.path, self.left_open = folder / REPLIES, Counter[str]()
-        self._reasons: dict[tuple[str, str], str] = {}
+        self.path, self.left_open = folder / REPLIES, LeftOpen()
         self._clients: dict[str, ChatClient] = {}  # by endpoint: equal endpoints share their limits
         self._slots: dict[str, asyncio.Semaphore] = {}
 
@@ -81,7 +82,7 @@ class EndpointMatches:
         for key, endpoint in endpoints.items():
             self._clients[key] = await self._stack.enter_async_context(ChatClient(endpoint, self.ledger))
             self._slots[key] = asyncio.Semaphore(endpoint.max_concurrent)
-        await asyncio.gather(*(client.check() for client in self._clients.values()))
+        await check_all(self._clients.values())
 
     def _close(self) -> None:
         self._runner.run(self._stack.aclose())
@@ -125,14 +126,7 @@ class EndpointMatches:
                 try:
                     reply = await judge.ask(self._clients[key], a, b, said)
                 except (Transport, Refused, BudgetSpent) as e:
-                    self.left_open[self._reason(judge, e)] += 1
+                    self.left_open.add(e, judge.entry.endpoint)
                     return
             await self._replies.append(reply)
             said.append(reply)
-
-    def _reason(self, judge: LLMJudge, error: Transport | Refused | BudgetSpent) -> str:
-        """The same for errors of one kind, with the details of the first of them."""
-        if not isinstance(error, Transport):
-            return str(error)
-        endpoint = judge.entry.endpoint.name
-        return self._reasons.setdefault((endpoint, error.reason), f"{endpoint}: {error}")

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from psychepass import records
 from psychepass.dry_run import Planned
 from psychepass.endpoint import prompt_tokens
-from psychepass.errors import UserError
 from psychepass.ledger import Ledger
+from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Refused, Transport, Unreadable
 from psychepass.schema import Record, Sampling, Usage
-from rollout_env.asking import GroupedAppends, ask_fitting
+from rollout_env.asking import GroupedAppends, ask_fitting, check_all
 from rollout_env.endpoint_sessions import permit_sockets
 from rollout_env.therapist import TherapistEntry, chat_messages, system_prompt
 from tournament.paired_rewards import Prompt
@@ -75,7 +75,8 @@ class EndpointSampler:
         """Ask for what is missing, as many at once as the endpoint takes.
 
         Raises:
-            UserError: key, address or model are wrong; or replies are left for the next run.
+            UserError: key, address or model are wrong; or replies are left for the next run
+                (Unfinished, if the endpoint gave none).
         """
         missing = self.missing(prompts)
         if not missing:
@@ -86,21 +87,18 @@ class EndpointSampler:
             tqdm(total=len(missing), desc=f"replies of {self.entry.name}", unit="reply") as bar,
         ):
             left_open = asyncio.run(self._ask_all(missing, calls, file, bar))
-        if left_open:
-            reasons = "; ".join(f"{n}: {reason}" for reason, n in left_open.most_common())
-            raise UserError(
-                f"{left_open.total()} of {len(missing)} replies of {self.entry.name} could not be had ({reasons}); "
-                "what was said is kept, call the stage again to go on"
-            )
+        if n := left_open.total():
+            what = f"{n} of {len(missing)} replies of {self.entry.name} could not be had"
+            raise left_open.error(what, "what was said")
 
     async def _ask_all(
         self, missing: Sequence[tuple[Prompt, int]], calls: Ledger, file: records.Appender, bar: tqdm
-    ) -> Counter[str]:
+    ) -> LeftOpen:
         permit_sockets(self.endpoint.max_concurrent)
-        journal, left_open = GroupedAppends(file), Counter[str]()
+        journal, left_open = GroupedAppends(file), LeftOpen()
         slots = asyncio.Semaphore(self.endpoint.max_concurrent)  # no more prompts are made than can be sent
         async with ChatClient(self.endpoint, calls) as chat:
-            await chat.check()
+            await check_all([chat])
 
             async def one(prompt: Prompt, sample: int) -> None:
                 async with slots:
@@ -108,8 +106,7 @@ class EndpointSampler:
                         await self._ask(chat, prompt, sample, journal)
                         bar.update()
                     except (Transport, Refused, BudgetSpent) as e:
-                        told = f"{self.endpoint.name}: {e.reason}" if isinstance(e, Transport) else str(e)
-                        left_open[told] += 1
+                        left_open.add(e, self.endpoint)
 
             await asyncio.gather(*(one(p, i) for p, i in missing))
         return left_open

@@ -31,7 +31,8 @@ from psychepass.ledger import Ledger, read_calls
 from psychepass.llm import ChatClient
 from psychepass.run import say
 from psychepass.schema import Battle, Dimension, Failure, Identity, Script
-from tournament.endpoint_matches import EndpointMatches
+from rollout_env.asking import check_all
+from tournament.endpoint_matches import NOT_HAD, EndpointMatches
 from tournament.journal import Journal
 from tournament.lexicon import LexiconName
 from tournament.llm_judge import JudgeEntry
@@ -114,7 +115,7 @@ def decide(panel: Panel, matches: Sequence[Match], folder: Path, ledger: Path, b
 
     Raises:
         UserError: a key, an address or a model is wrong, and no call was made; records of another judge are there; or
-            matches are left for the next run.
+            matches are left for the next run (Unfinished, if an endpoint did not answer).
     """
     with Journal(folder, panel.identity, panel.stage) as journal, Ledger(ledger, budget_usd) as calls:
         held, different = EndpointMatches(panel, journal, calls, folder), {_pair(m): m for m in matches}
@@ -124,11 +125,8 @@ def decide(panel: Panel, matches: Sequence[Match], folder: Path, ledger: Path, b
     of_pair = dict(zip(different, outcomes, strict=True))
     left = sum(of_match is None for of_match in outcomes)
     if left:
-        reasons = "; ".join(f"{n}: {reason}" for reason, n in held.left_open.most_common())
-        raise UserError(
-            f"{left} of {len(different)} matches are left to judge, because judgements could not be had ({reasons}); "
-            "what was judged is kept, call the stage again to go on"
-        )
+        what = f"{left} of {len(different)} matches are left to judge, because {NOT_HAD}"
+        raise held.left_open.error(what, "what was judged")
     found = tuple(
         tuple(o if o.session_a == m.a.id else o.swapped() for o in of_pair[_pair(m)] or () if isinstance(o, Battle))
         for m in matches
@@ -147,13 +145,13 @@ def spent_usd(ledger: Path) -> float:
 
 
 def check_endpoints(endpoints: Iterable[Endpoint], ledger: Path) -> None:
-    """Ask each endpoint for its models, which costs nothing.
+    """Before the first call of `ledger`, ask each endpoint for its models; later, whoever asks them does so.
 
     Raises:
         UserError: a key, an address or a model is wrong.
     """
     different = {repr(e): e for e in endpoints}.values()
-    if not different:
+    if not different or (ledger.is_file() and ledger.stat().st_size):
         return
     with Ledger(ledger) as calls:
         asyncio.run(_check(different, calls))
@@ -162,4 +160,4 @@ def check_endpoints(endpoints: Iterable[Endpoint], ledger: Path) -> None:
 async def _check(endpoints: Collection[Endpoint], calls: Ledger) -> None:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(ChatClient(e, calls)) for e in endpoints]
-        await asyncio.gather(*(c.check() for c in clients))
+        await check_all(clients)

@@ -24,7 +24,7 @@ from psychepass.ledger import Ledger, read_calls
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Script, Session
 from tournament import pairing, ratings
-from tournament.endpoint_matches import LEDGER, REPLIES, EndpointMatches
+from tournament.endpoint_matches import LEDGER, NOT_HAD, REPLIES, EndpointMatches
 from tournament.field import Field, dev_pairs, enter, failed_sessions, script_of
 from tournament.journal import Journal
 from tournament.judge import Outcome
@@ -103,7 +103,8 @@ def judge_over_endpoints(
     """Play with LLM judges.
 
     Raises:
-        UserError: a judge's key, address or model is wrong, and no call was made; or matches are left for the next run.
+        UserError: a judge's key, address or model is wrong, and no call was made; or matches are left for the next run
+            (Unfinished, if an endpoint did not answer).
     """
     with Ledger(run.dir / LEDGER, config.budget_usd) as ledger:
         before_usd = ledger.spent_usd
@@ -118,12 +119,9 @@ def judge_over_endpoints(
     failed = len(journal.failures())
     say(f"judges: {cost}" + (f"; {failed} judgements failed: {run.dir / 'failures.jsonl'}" if failed else ""))
     if left:
-        reasons = "; ".join(f"{n}: {reason}" for reason, n in matches.left_open.most_common())
         most = "up to " if config.pairing == "adaptive" else ""
-        raise UserError(
-            f"{most}{left} of {entered.matches(config.pairing, config.rounds)} matches are left to judge, because "
-            f"judgements could not be had ({reasons}); what was judged is kept, call the stage again to go on"
-        )
+        of_all = f"{most}{left} of {entered.matches(config.pairing, config.rounds)} matches"
+        raise matches.left_open.error(f"{of_all} are left to judge, because {NOT_HAD}", "what was judged")
 
 
 def forget_first_start(run: StageRun) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import Names, Seeds, StageConfig, load
+from psychepass.config import Seeds, StageConfig, load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
@@ -56,7 +56,7 @@ class SimulateConfig(StageConfig):
     target_words: int = Field(ge=1)
     sampling: Sampling
     therapists: list[TherapistEntry] = Field(min_length=1)
-    meets: dict[Literal["train", "test", "dev"], Names]
+    meets: dict[Literal["train", "test", "dev"], list[str]]
     seeds: Seeds = Field(min_length=1)
     cache_gib: float = Field(gt=0)
     budget_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -70,6 +70,9 @@ class SimulateConfig(StageConfig):
         unknown = sorted({n for met in self.meets.values() for n in met} - set(names))
         if unknown:
             raise ValueError(f"meets names {', '.join(unknown)}; permitted: {', '.join(names)}")
+        for split, met in self.meets.items():
+            if twice := sorted({n for n in met if met.count(n) > 1}):
+                raise ValueError(f"meets.{split} names {', '.join(twice)} more than once; permitted: each once")
         if not any(self.meets.values()):
             raise ValueError(f"meets names no therapist; permitted: {', '.join(names)}")
         return self

@@ -38,19 +38,16 @@ class TrackedConfig(StageConfig):
 
 
 C = TypeVar("C", bound=Config)
-T = TypeVar("T", int, str)
 
 
-def _no_repeat(values: list[T]) -> list[T]:
+def _no_repeat(values: list[int]) -> list[int]:
     twice = [str(v) for i, v in enumerate(values) if v in values[:i]]
     if twice:
         raise ValueError(f"{', '.join(dict.fromkeys(twice))} is there more than once; permitted: each once")
     return values
 
 
-# a list of a config whose entries name different things
-Seeds = Annotated[list[int], AfterValidator(_no_repeat)]
-Names = Annotated[list[str], AfterValidator(_no_repeat)]
+Seeds = Annotated[list[int], AfterValidator(_no_repeat)]  # of sessions: equal ones would be one session
 
 # fields into which a key of an API may have been written by mistake, or an address with a password
 SECRET = re.compile(r"^((api_?)?(key|token)|key_env|base_url)$|secret|password|authorization|bearer", re.IGNORECASE)

@@ -1,8 +1,9 @@
 """Sessions whose therapist is behind an endpoint: many open at once, each at its own pace.
 
 An endpoint has as many sessions open as it takes calls at once. A reply is on disk before the next one of its
-session is asked for, so a kill loses the calls in flight and nothing else. A session that gets no answer stays
-open for the next run; one that twice gets an unreadable answer to the same turn ends as a Failure.
+session is asked for, so a kill loses the calls in flight. A session that gets no answer stays open for the next run;
+one that twice gets an unreadable answer to the same turn ends as a Failure. The first of the two stands in the ledger
+alone: where the second was cut off or got no answer, the next run asks, and pays, both again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Asks a model for one record an item, many at once: twice where an answer cannot be used, then a Failure.
 
-A record is on disk before its task takes the next item, so a kill loses the calls in flight. An item without an
-answer is left for the next run.
+A record is on disk before its task takes the next item, so a kill loses the calls in flight, and an item's first
+unusable answer, which stands in the ledger alone: that item is asked from the start, and paid, again. The same holds
+where the second call of an item gets no answer, which leaves it for the next run.
 """
 
 from __future__ import annotations

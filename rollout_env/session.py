@@ -6,7 +6,8 @@ The stages `simulate` and `heldout` both call `simulate`. In `folder` they get
     session_failures.jsonl  a Failure for each session that ended without a reply
     ledger_simulate.jsonl   a line for each call to an endpoint, if there are any
     client_lines.jsonl      a ClientLine for each draft of a client's line, if a model plays the clients
-A call that was killed goes on from the journal: no finished turn is asked again.
+A call that was killed goes on from the journal: no finished turn is asked again. A first empty or unreadable reply
+makes no finished turn: its turn begins anew, with the same seeds.
 
 A reply with nothing in it is drawn once more with another seed. If that is empty too, the session ends
 as a Failure; it is not completed by other means and not tried again. Endpoints: rollout_env/endpoint_sessions.py.

@@ -13,12 +13,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from psychepass import records
-from psychepass.config import Names, Seeds, StageConfig, load
+from psychepass.config import Seeds, StageConfig, load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
 from psychepass.ledger import read_calls
-from psychepass.run import say, stage_run
+from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import ClientLine, Profile, Sampling, Script, Session
+from psychepass.served import served_models, several_served
 from psychepass.splits import Splits, check_heldout, unverified
 from rollout_env.client import ClientEntry
 from rollout_env.client_lines import adherence
@@ -56,7 +57,7 @@ class SimulateConfig(StageConfig):
     target_words: int = Field(ge=1)
     sampling: Sampling
     therapists: list[TherapistEntry] = Field(min_length=1)
-    meets: dict[Literal["train", "test", "dev"], Names]
+    meets: dict[Literal["train", "test", "dev"], list[str]]
     seeds: Seeds = Field(min_length=1)
     cache_gib: float = Field(gt=0)
     budget_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -70,6 +71,9 @@ class SimulateConfig(StageConfig):
         unknown = sorted({n for met in self.meets.values() for n in met} - set(names))
         if unknown:
             raise ValueError(f"meets names {', '.join(unknown)}; permitted: {', '.join(names)}")
+        for split, met in self.meets.items():
+            if twice := sorted({n for n in met if met.count(n) > 1}):
+                raise ValueError(f"meets.{split} names {', '.join(twice)} more than once; permitted: each once")
         if not any(self.meets.values()):
             raise ValueError(f"meets names no therapist; permitted: {', '.join(names)}")
         return self
@@ -99,22 +103,31 @@ def main(config_path: str, overrides: list[str]) -> None:
                     (run.dir / name).unlink(missing_ok=True)
                 run.abandon()
             raise
-        usage = [s.usage for s in sessions]
-        profiles = records.read(run.dir / CLIENT_FILES[0], Profile)
-        mark = unverified(profiles)
-        if young := sum(map(is_minor, profiles)):
-            run.note(clients_under_18=young)
-        say(f"simulate: {mark or 'every client profile is verified by a person'}")
-        run.note(
-            unverified_profiles=mark,
-            sessions=len(sessions),
-            turns=sum(len(s.turns) for s in sessions),
-            completion_tokens=sum(u.completion_tokens for u in usage),
-            model_seconds=round(sum(u.seconds for u in usage), 1),
-            cost_usd=round(sum(u.cost_usd for u in usage), 6),
-        )
-        if (run.dir / LINES).exists():
-            run.note(client_lines=adherence(records.read(run.dir / LINES, ClientLine)))
+        _note(run, sessions)
+
+
+def _note(run: StageRun, sessions: list[Session]) -> None:
+    """What was held, in the manifest; what the reader of the run should know, also said."""
+    usage = [s.usage for s in sessions]
+    profiles = records.read(run.dir / CLIENT_FILES[0], Profile)
+    mark = unverified(profiles)
+    if young := sum(map(is_minor, profiles)):
+        run.note(clients_under_18=young)
+    say(f"simulate: {mark or 'every client profile is verified by a person'}")
+    run.note(
+        unverified_profiles=mark,
+        sessions=len(sessions),
+        turns=sum(len(s.turns) for s in sessions),
+        completion_tokens=sum(u.completion_tokens for u in usage),
+        model_seconds=round(sum(u.seconds for u in usage), 1),
+        cost_usd=round(sum(u.cost_usd for u in usage), 6),
+    )
+    if models := served_models(run.dir / LEDGER):
+        run.note(served_models=models)
+        if told := several_served(models):
+            say(f"simulate: {told}: sessions of more than one model bear one name")
+    if (run.dir / LINES).exists():
+        run.note(client_lines=adherence(records.read(run.dir / LINES, ClientLine)))
 
 
 def _hold(config: SimulateConfig, folder: Path) -> list[Session]:

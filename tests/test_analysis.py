@@ -260,7 +260,11 @@ def made_run(
 
 
 def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
-    config, other = made_run(tmp_path / "run"), made_run(tmp_path / "other", seed=1, shown="whole sessions")
+    served = {"m at http://h/v1": ["m-1", "m-2"], "one at http://h/v1": ["one"]}
+    config, other = (
+        made_run(tmp_path / "run", served_models=served),
+        made_run(tmp_path / "other", seed=1, shown="whole sessions"),
+    )
     further = [f"unsliced={other.parent}", f"repeated=[{other.parent}]"]
     assert cli.main(["analysis", str(config), *further]) == 0
     folder = config.parent / "analysis"
@@ -276,7 +280,9 @@ def test_the_stage_writes_tables_and_figures(tmp_path, capsys):
             with (folder / f"{name}.csv").open(encoding="utf-8") as f:
                 assert len(list(csv.DictReader(f))) == len(rows)
             assert all({"value", "low", "high", "n"} <= row.keys() for row in rows)
-    the_page_says(found, (folder / "analysis.html").read_text(encoding="utf-8"))
+    page = (folder / "analysis.html").read_text(encoding="utf-8")
+    the_page_says(found, page)
+    assert page.count("judged:</strong> m at http://h/v1 was served by m-1, m-2.") == page.count("was served by") == 1
     assert cli.main(["analysis", str(config), *further]) == 0
     assert "done before" in capsys.readouterr().err
     assert cli.main(["analysis", str(config)]) == 0  # another config: made again, nothing can be lost

@@ -117,9 +117,12 @@ def test_llm_judges_are_named_and_so_is_a_judge_that_also_plays(copied: Path) ->
     frozen, ratings = (records.read_json(copied / name) for name in ("judge.json", "ratings.json"))
     records.write_json(copied / "judge.json", frozen | {"panel": one | {"judges": [one]}})
     plays = [{"judge": "some-llm", "contestant": "warm", "same": "family x"}]
-    records.write_json(copied / "ratings.json", ratings | {"judge_also_plays": plays})
+    served = {"some-model at http://h/v1": ["m-1", "m-2"], "other at http://h/v1": ["other"]}
+    records.write_json(copied / "ratings.json", ratings | {"judge_also_plays": plays, "served_models": served})
     report.main(CONFIG, [f"run={copied}"])
     text = " ".join(Reader(page_of(copied)).text.split())
+    assert text.count("More than one model judged:") == 1
+    assert "More than one model judged: some-model at http://h/v1 was served by m-1, m-2." in text
     assert "come from some-llm (some-model at http://h/v1, rubric ab12, prompt cd34). A language model" in text
     assert "Judge also plays: some-llm and contestant warm share family x." in text
     assert "Every held-out verdict on this page comes from reference-judge" in text

@@ -300,7 +300,7 @@ def test_a_changed_wording_on_an_existing_run_stops(tmp_path, weights):
         ("sampling.temperature=hot", "sampling.temperature: Input should be a valid number"),
         ("sampling.tempo=1", "unknown key 'sampling.tempo'"),
         ("seeds=[1,0,1]", "seeds: 1 is there more than once; permitted: each once"),
-        ("meets.train=[base,base]", "meets.train: base is there more than once; permitted: each once"),
+        ("meets.train=[base,base]", "meets.train names base more than once; permitted: each once"),
     ],
 )
 def test_a_bad_config_is_named_and_writes_nothing(tmp_path, weights, capsys, override, fault):

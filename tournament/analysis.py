@@ -105,7 +105,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
         "controlled_coefficients": coefficients,
     }
     judge = {k: board[k] for k in ("judge", "rubric_version", "failures", "tie_rate", "n_clients", "n_battles")}
-    judge |= {k: board[k] for k in ("judges", "judge_also_plays") if k in board}  # with LLM judges
+    judge |= {k: board[k] for k in ("judges", "judge_also_plays", "served_models") if k in board}  # with LLM judges
     missing = not_in_records(tables, battles, coefficients)
     return {"judge": judge, "ranking": ranking, "tables": tables, "not_in_records": missing, "words": WORDS}
 

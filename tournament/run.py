@@ -23,6 +23,7 @@ from psychepass.errors import UserError
 from psychepass.ledger import Ledger, read_calls
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Script, Session
+from psychepass.served import served_models, several_served
 from tournament import pairing, ratings
 from tournament.endpoint_matches import LEDGER, NOT_HAD, REPLIES, EndpointMatches
 from tournament.field import Field, dev_pairs, enter, failed_sessions, script_of
@@ -94,6 +95,8 @@ def main(config_path: str, overrides: list[str]) -> None:
         records.write_json(run.dir / "ratings.json", made)
         for found in made.get("judge_also_plays", ()):
             say(f"tournament: {also_plays(found)}")
+        if told := several_served(made.get("served_models", {})):
+            say(f"tournament: {told}: verdicts of more than one judge are mixed")
         run.note(**{k: made[k] for k in ("n_clients", "n_battles", "failures", "tie_rate")})
 
 
@@ -143,6 +146,7 @@ def rated(
     if panel:
         made["judges"] = [j.identity.model_dump(mode="json") for j in panel.judges]
         made["shown"] = shown_by(panel.judges)
+        made["served_models"] = served_models(Path(config.run) / LEDGER)
         made["judge_also_plays"] = also_playing(panel.judges, entered.field.identities())
     return made
 

@@ -104,6 +104,17 @@ def test_the_pace_slows_once_a_429_within_bounds_and_comes_back_to_the_limits() 
     asyncio.run(run())
 
 
+def test_a_server_that_turns_away_one_try_in_ten_whatever_the_pace_is_not_slowed_for_long() -> None:
+    async def run() -> float:
+        pace, begun = Pace(), time.monotonic()
+        for i in range(500):
+            await pace.start(1)
+            (pace.speed_up(time.monotonic()) if i % 10 else pace.slow_down(time.monotonic(), 60))
+        return time.monotonic() - begun
+
+    assert asyncio.run(run()) < 50 * 0.05
+
+
 def test_clients_of_one_model_and_key_share_the_lowest_limits(tmp_path: Path) -> None:
     def given(**change: Any) -> Endpoint:
         return Endpoint.model_validate(

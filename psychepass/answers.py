@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from psychepass.schema import Usage
 
 AGAIN = (408, 409, 425, 429)  # and 5xx
 TELLING = (400, 413, 422)  # where the message says whether the prompt is too long or one parameter is wrong
-NO_CREDIT = ("insufficient_quota", "insufficient_balance")
+NO_CREDIT = re.compile(r"insufficient[_ ](quota|balance|credit|funds)|credit balance|arrearage", re.IGNORECASE)
+WRONG_KEY = re.compile(r"api[_ ]key", re.IGNORECASE)
 
 
 class CallError(Exception):
@@ -47,7 +49,8 @@ NOTHING = Completion()
 class Tried:
     """One try. `error` is None for a reply; with `again` it is what a call ends in once its tries are used up.
 
-    `wait_s`: how long the server asks to be left alone.
+    `wait_s`: how long the server asks to be left alone. `of_prompt`: a refusal that may be about this prompt alone.
+    `billed`: a provider may bill it, though no completion came; `received`: bytes of it that came.
     """
 
     outcome: str
@@ -56,6 +59,9 @@ class Tried:
     detail: str = ""
     again: bool = False
     wait_s: float = 0.0
+    of_prompt: bool = False
+    billed: bool = False
+    received: int = 0
 
 
 def classify(status: int, headers: Mapping[str, str], data: bytes) -> Tried:
@@ -68,28 +74,40 @@ def classify(status: int, headers: Mapping[str, str], data: bytes) -> Tried:
         # a proxy or a portal speaks here, not the model's server
         return Tried("not an API", error=Transport, detail=f"{data[:80]!r}", again=True)
     if body is None:
-        return Tried("broken JSON", error=Unreadable, detail=f"{len(data)} bytes", again=True)
+        detail = f"{len(data)} bytes"
+        return Tried("broken JSON", error=Unreadable, detail=detail, again=True, billed=True, received=len(data))
     if error is not None:
-        if error.status >= 400:
+        if error.status:
             return _refusal(error.status, error, headers)
-        return Tried("error body", error=Unreadable, detail=error.message, again=True)
+        return _about_prompt(error) or Tried("error body", error=Unreadable, detail=error.message, again=True)
     completion = read_completion(body)
     if completion.fault:
-        return Tried(completion.fault, completion, Unreadable, completion.detail)
+        again = completion.fault == "broken off"
+        return Tried(completion.fault, completion, Unreadable, completion.detail, again)
     return Tried("ok", completion)
 
 
 def _refusal(status: int, error: ErrorBody, headers: Mapping[str, str]) -> Tried:
     outcome, told = f"status {status}", error.message
-    no_credit = status == 402 or any(word in told for word in NO_CREDIT)
+    no_credit = status == 402 or NO_CREDIT.search(told)
     if (status in AGAIN or status >= 500) and not no_credit:
         return Tried(outcome, error=Transport, detail=told, again=True, wait_s=retry_after_s(headers))
-    if status in TELLING and error.is_overflow:
-        return Tried("context overflow", error=ContextOverflow, detail=told)
-    if status in (*TELLING, 403) and error.is_filtered:
-        return Tried("content filter", error=Unreadable, detail=told)
+    if status in TELLING or (status == 403 and error.is_filtered):
+        found = _about_prompt(error)
+        if found:
+            return found
+    of_prompt = status in TELLING and not no_credit and not WRONG_KEY.search(told)
     # what an answer about a key says may repeat it
-    return Tried(outcome, error=Refused, detail="" if status in (401, 403) else told)
+    return Tried(outcome, error=Refused, detail="" if status in (401, 403) else told, of_prompt=of_prompt)
+
+
+def _about_prompt(error: ErrorBody) -> Tried | None:
+    """Where the words say that this prompt is too long, or is not wanted."""
+    if error.is_overflow:
+        return Tried("context overflow", error=ContextOverflow, detail=error.message)
+    if error.is_filtered:
+        return Tried("content filter", error=Unreadable, detail=error.message)
+    return None
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:

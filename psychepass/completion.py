@@ -9,13 +9,22 @@ from typing import Any
 
 CUT_OFF = ("length", "max_tokens", "model_length")
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-# what servers say when prompt and reply do not fit (OpenAI, vLLM, llama.cpp, Anthropic, Gemini, Mistral)
+BROKEN_OFF = ("error", "abort")
+# what servers say when prompt and reply do not fit (OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, Mistral,
+# xAI, DashScope)
 OVERFLOW = re.compile(
-    r"context[_ ]length|context window|context size|maximum context|prompt is too long|"
-    r"(input|prompt)[^.]{0,40}(too long|exceeds)|too many (input )?tokens",
+    r"context[_ ](length|window|size|limit)|maximum (context|prompt length)|prompt is too long|"
+    r"(input|prompt)[^.]{0,40}(too long|exceeds)|too many (input )?tokens|range of input length|"
+    r"inputs` (tokens \+|must have less than)|reduce the length of the (messages|prompt|input)",
     re.IGNORECASE,
 )
-FILTERED = re.compile(r"content[_ ](filter|policy|management)|moderation|data_inspection", re.IGNORECASE)
+# and when they will not have the prompt (OpenAI, Azure, OpenRouter, DeepSeek, DashScope, Moonshot, MiniMax, Zhipu)
+FILTERED = re.compile(
+    r"content[_ ](filter|policy|management)|content exists risk|moderation|data_?inspection|flagged as|"
+    r"(prompt|input|content|message|request) (was|is|has been) flagged|considered high risk|"
+    r"(inappropriate|unsafe|sensitive|prohibited)[_ ]content|new_sensitive|^1301\b|敏感内容",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """The error object of a response, whatever its HTTP status; `status` is 0 where it tells none."""
+    """The error object of a response, whatever its HTTP status; `status` is 0 where it tells no such status."""
 
     status: int
     message: str
@@ -74,26 +83,23 @@ def error_of(body: dict[str, Any]) -> ErrorBody | None:
     if not isinstance(error, dict):
         return ErrorBody(0, str(error)[:300])
     words = [str(error[k]) for k in ("code", "type", "message") if error.get(k)]
-    status = next((int(str(c)) for c in (error.get("code"), error.get("status")) if str(c).isdigit()), 0)
+    numbers = (int(c) for c in map(str, (error.get("code"), error.get("status"))) if re.fullmatch("[45][0-9]{2}", c))
+    status = next(numbers, 0)
     return ErrorBody(status, " ".join(words)[:300] or str(error)[:300])
 
 
 def read_completion(body: dict[str, Any]) -> Completion:
     """The first choice of a completion.
 
-    A fault is one of: `no choices`, `wrong role`, `content filter`, `empty`, `cut off before any text`. A reply that
-    the token bound cut short is no fault: `finish` says "length".
+    A fault is one of: `no choices`, `broken off`, `wrong role`, `content filter`, `empty`, `cut off before any text`.
+    A reply that the token bound cut short is no fault: `finish` says "length".
     """
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    told = {
-        "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": _count(usage.get("completion_tokens")),
-        "model": str(body.get("model") or ""),
-    }
+    told: dict[str, Any] = _counted(body.get("usage")) | {"model": str(body.get("model") or "")}
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and (choice.get("error") or choice.get("finish_reason") in BROKEN_OFF):
+        return _broken_off(choice, told)
     if not isinstance(choice, dict) or not isinstance(message, dict):
         return Completion(fault="no choices", detail=f"choices is {str(choices)[:100]!r}", **told)
     finish = str(choice.get("finish_reason") or "")
@@ -110,6 +116,14 @@ def read_completion(body: dict[str, Any]) -> Completion:
         fault = "cut off before any text" if finish == "length" else "empty"
         detail = f"{len(reasoning)} characters of reasoning" if reasoning else ""
     return Completion(text=text, reasoning=reasoning, finish=finish, fault=fault, detail=detail, **told)
+
+
+def _broken_off(choice: dict[str, Any], told: dict[str, Any]) -> Completion:
+    """The server failed while it wrote; what had come is kept for the count alone."""
+    message, error = choice.get("message"), error_of(choice)
+    text = _plain(message.get("content")) if isinstance(message, dict) else ""
+    detail = error.message if error else f"{len(text)} characters had come"
+    return Completion(text, finish=str(choice.get("finish_reason") or ""), fault="broken off", detail=detail, **told)
 
 
 def split_thought(content: str) -> tuple[str, str]:
@@ -135,6 +149,15 @@ def _plain(content: Any) -> str:
         return content
     parts = content if isinstance(content, list) else []
     return "".join(str(p.get("text", "")) for p in parts if isinstance(p, dict) and p.get("type") == "text")
+
+
+def _counted(usage: Any) -> dict[str, int | None]:
+    """Tokens in and out. Some servers (xAI, Gemini) count thoughts beside the reply, in the total alone."""
+    usage = usage if isinstance(usage, dict) else {}
+    asked, said, total = (_count(usage.get(f"{k}_tokens")) for k in ("prompt", "completion", "total"))
+    if asked is not None and said is not None and total is not None:
+        said = max(said, total - asked)
+    return {"prompt_tokens": asked, "completion_tokens": said}
 
 
 def _count(value: Any) -> int | None:

@@ -17,6 +17,8 @@ from psychepass.schema import Message, content_hash
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BYTES_PER_TOKEN = 4  # of UTF-8; English averages 4 to 5, Chinese 3 to 5
 MESSAGE_TOKENS = 4  # what a chat template adds to a message
+# what the records say of a request, or what a reply is read by
+NOT_EXTRA = ("model", "messages", "stream", "n", "max_tokens", "max_completion_tokens")
 
 
 class Price(Config):
@@ -30,7 +32,7 @@ class Price(Config):
 
 
 class Endpoint(Config):
-    """A model at an address. Entries with an equal `endpoint` share its limits.
+    """A model at an address. Entries of one `base_url`, `model` and `key_env` share their limits, the lowest of each.
 
     `key_env` names the environment variable that holds the key; the key itself stands in no config.
     `extra` is added to the body of each request (e.g. `chat_template_kwargs: {enable_thinking: false}`); null
@@ -65,10 +67,13 @@ class Endpoint(Config):
     @field_validator("extra")
     @classmethod
     def _no_key(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        """The manifest holds `extra`, so that no key may stand in it."""
+        """The manifest holds `extra`, so that no key may stand in it; nor what the records hold under another name."""
         named = [key for key in _keys(extra) if SECRET.search(key)]
         if named:
             raise ValueError(f"{named[0]!r} stands in no config: key_env names the variable that holds the key")
+        taken = [key for key in NOT_EXTRA if key in extra]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is set elsewhere (model, sampling) or fixed, and cannot stand in extra")
         return extra
 
     @property
@@ -85,13 +90,18 @@ class Endpoint(Config):
         """The key, or a placeholder where none is needed.
 
         Raises:
-            UserError: the variable is not set or empty.
+            UserError: the variable is not set or empty, or holds what no key can.
         """
         if self.key_env is None:
             return "none"
         key = os.environ.get(self.key_env, "").strip()
         if not key:
             raise UserError(f"{self.name}: the environment variable {self.key_env} is not set; it must hold the key")
+        if not re.fullmatch(r"[!-~]+", key):  # it is sent in an HTTP header
+            raise UserError(
+                f"{self.name}: the environment variable {self.key_env} holds no key: "
+                "a key is one word of ASCII letters, digits and signs"
+            )
         return key
 
 

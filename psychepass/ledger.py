@@ -1,4 +1,4 @@
-"""What model calls cost: one line a try in a JSONL file, and a budget that stops before it is passed."""
+"""What model calls cost: one line a try in a JSONL file, and a budget that stops before it is passed; their pace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
+from psychepass.pacing import Pace
 from psychepass.records import drop_torn_line
 from psychepass.schema import Frozen
 
@@ -25,8 +27,9 @@ class Call(Frozen):
     """One try of one call, answered or not. `about` says what for.
 
     `outcome` is ok, a fault of the reply (psychepass/completion.py), or why there was none (429, time-out, ...).
-    Tokens are the server's count, or an estimate where `counted` is false; a try without an answer has none, though
-    a provider may bill it. `price` is US dollars a million tokens, input and output.
+    Tokens are the server's count, or an estimate where `counted` is false: so too of an answer that was cut off and,
+    the prompt's alone, of a time-out or a broken connection, because a provider may bill them. Another try without an
+    answer has none. `price` is US dollars a million tokens, input and output.
     """
 
     time: str
@@ -62,6 +65,7 @@ class Ledger:
         self.spent_usd = sum(c.cost_usd for c in read_calls(self.path)) if self.path.exists() else 0.0
         self._reserved_usd, self._under_way, self._stopped = 0.0, 0, ""
         self._settled = asyncio.Event()
+        self._paces: dict[tuple[str, str, str | None], Pace] = {}
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     @asynccontextmanager
@@ -103,6 +107,12 @@ class Ledger:
         while data:
             data = data[os.write(self._fd, data) :]
         self.spent_usd += call.cost_usd
+
+    def pace(self, endpoint: Endpoint) -> Pace:
+        """One for all clients of an address, model and key, which the provider counts together; the lowest limits."""
+        pace = self._paces.setdefault((endpoint.base_url, endpoint.model, endpoint.key_env), Pace())
+        pace.limit(endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        return pace
 
     def __enter__(self) -> Self:
         return self

@@ -8,11 +8,13 @@
 
 One client serves any number of tasks of one event loop and holds its endpoint's limits: make one an endpoint and
 share it. `chat` tries again by itself on 429, 5xx, time-outs and broken answers, with a line of the ledger for
-each try. What it raises says what to do with the item at hand:
+each try; a 429 slows the client down, and neither it nor a 503 uses up a try while others are answered. What it
+raises says what to do with the item at hand:
 
-    Unreadable       an answer came and is no reply: ask once more (another seed, or the error shown), then
-                     write a Failure record. ContextOverflow is one: a shorter prompt may help.
-    Transport        no answer came in several tries: write nothing, and try again on the next run.
+    Unreadable       an answer came and is no reply, or this prompt alone is refused: ask once more (another seed, or
+                     the error shown), then write a Failure record. ContextOverflow is one: a shorter prompt may help.
+    Transport        no answer came in several tries, or errors in place of one while nobody else was answered: write
+                     nothing, and try again on the next run.
     Refused          the key, the model or a parameter is wrong: a UserError; the client stays closed.
     BudgetSpent      a UserError: stop, and go on when the budget is raised.
 
@@ -25,19 +27,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
-import httpx
-
-from psychepass.answers import CallError, ContextOverflow, Refused, Transport, Tried, Unreadable, classify
-from psychepass.completion import parse_body
-from psychepass.endpoint import Endpoint, Price, prompt_tokens, text_tokens
+from psychepass import booking
+from psychepass.answers import CallError, ContextOverflow, Refused, Transport, Tried, Unreadable
+from psychepass.endpoint import Endpoint, Price, prompt_tokens
 from psychepass.errors import UserError
 from psychepass.ledger import BudgetSpent, Call, Ledger
-from psychepass.pacing import Pace
 from psychepass.schema import Message, Sampling, Usage
+from psychepass.wire import Wire
 
 __all__ = [
     "BudgetSpent",
@@ -56,9 +57,10 @@ __all__ = [
 TRIES = 10
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # doubled each time: two to three minutes of pauses in all
 LONGEST_WAIT_S = 300.0  # a server that asks for a longer wait is left for the next run
-GIVE_UP_AFTER = 20  # calls in a row without an answer: the endpoint is left for the next run
-KEEPALIVE_S = 4.0  # below the 5 s after which common servers close an idle connection, perhaps while it is taken up
-CHECK_TRIES, CHECK_TIMEOUT_S = 3, 20.0
+GIVE_UP_AFTER = 20  # calls in a row without an answer, or refused: the endpoint is left for the next run
+BUSY = ("status 429", "status 503")  # use up no try of a call while others are answered,
+LONGEST_BUSY_S = 3600.0  # for so long
+CHECK_TRIES = 3
 MOST_LISTED = 20
 
 
@@ -76,31 +78,20 @@ class ChatClient:
     """See the module. Making one raises UserError where the variable of the key is not set."""
 
     def __init__(self, endpoint: Endpoint, ledger: Ledger):
-        from openai import AsyncOpenAI, DefaultAioHttpClient
-
         self.endpoint, self.ledger = endpoint, ledger
         self.closed: CallError | Refused | None = None  # once set, every call raises it
-        self._key = endpoint.key()
-        limits: Any = httpx.Limits(max_connections=endpoint.max_concurrent, keepalive_expiry=KEEPALIVE_S)
-        self._client = AsyncOpenAI(
-            api_key=self._key,
-            base_url=endpoint.base_url,
-            max_retries=0,
-            timeout=endpoint.timeout_s,
-            http_client=DefaultAioHttpClient(limits=limits),  # httpx's own pool is slow at 1,000 connections
-        )
-        # else read from the environment and sent to whatever address this is
-        self._client.organization = self._client.project = None
-        self._pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        self._wire, self._pace = Wire(endpoint), ledger.pace(endpoint)
         self._slots = asyncio.Semaphore(endpoint.max_concurrent)
         self._first, self._proven = asyncio.Lock(), False
-        self._unanswered = 0
+        self._answered_at = 0.0  # s, monotonic: when a reply last came
+        self._taken = set[Sampling]()  # with which a reply came
+        self._unanswered = self._turned_down = 0  # calls in a row
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self._wire.close()
 
     async def check(self) -> None:
         """Ask for the server's list of models, which costs nothing.
@@ -110,7 +101,7 @@ class ChatClient:
                 without a list is taken on trust.
         """
         told = await self._get_models()
-        if told is None or self.endpoint.unlisted:
+        if self.endpoint.unlisted:
             return
         listed = [str(m["id"]) for m in told.get("data") or () if isinstance(m, dict) and m.get("id")]
         known = {name for full in listed for name in (full, full.removeprefix("models/"))}
@@ -126,48 +117,86 @@ class ChatClient:
     ) -> Reply:
         """One reply. `about` names the item in the ledger. Raises as the module says."""
         async with self._slots:
-            if self._proven:
-                return await self._ask(messages, sampling, seed, about)
-            async with self._first:  # a wrong key or parameter costs one refused call, not a thousand
-                if not self._proven:
-                    try:
-                        return await self._ask(messages, sampling, seed, about)
-                    finally:
-                        self._proven = True
             return await self._ask(messages, sampling, seed, about)
 
     async def _ask(self, messages: Sequence[Message], sampling: Sampling, seed: int | None, about: str) -> Reply:
         usage, pause_s, body = Usage(), FIRST_PAUSE_S, self._body(messages, sampling, seed)
-        asked = prompt_tokens(messages)
-        for attempt in range(1, TRIES + 1):
+        asked, used_up, attempt = prompt_tokens(messages), 0, 0
+        begun = since = time.monotonic()
+        doubted_at = 0.0  # when half of the tries were used up
+        while True:
+            attempt += 1
             tried, call = await self._once(body, asked, sampling.max_tokens, attempt, about)
-            usage += _usage(call)
+            usage += booking.usage_of(call)
             if tried.error is None:
-                self._unanswered = 0
+                self._taken.add(sampling)
                 found = tried.completion
                 return Reply(found.text, found.reasoning, found.finish == "length", usage)
-            if not tried.again or attempt == TRIES or tried.wait_s > LONGEST_WAIT_S:
-                self._fail(tried.error, tried, usage)
+            now = time.monotonic()
+            others_are_served = self._answered_at > since and now - begun < LONGEST_BUSY_S
+            used_up += not (tried.outcome in BUSY and others_are_served)
+            if not doubted_at and used_up >= TRIES // 2:
+                doubted_at = now
+            if not tried.again or used_up >= TRIES or tried.wait_s > LONGEST_WAIT_S:
+                self._fail(self._meaning(tried, sampling, doubted_at), tried, usage)
             if tried.wait_s:
                 self._pace.hold(tried.wait_s)
-            await asyncio.sleep(max(tried.wait_s, pause_s * random.uniform(0.5, 1.0)))
+            since = now
+            # those told to wait equally long do not come back all at once
+            await asyncio.sleep(max(tried.wait_s * random.uniform(1.0, 1.25), pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        raise AssertionError("the last try returns or raises")
 
     async def _once(
         self, body: dict[str, Any], asked: int, max_tokens: int, attempt: int, about: str
     ) -> tuple[Tried, Call]:
         """One try within the limits, and its line in the ledger."""
-        if self.closed:
-            raise self.closed
-        async with self.ledger.room(self.endpoint.price.usd(asked, max_tokens)):
-            await self._pace.start(asked + max_tokens)
-            begun = time.monotonic()
-            tried = await self._try(body)
-            call = self._call(tried, asked, attempt, about, time.monotonic() - begun)
-            self.ledger.add(call)
-        self._pace.correct(call.prompt_tokens + call.completion_tokens - asked - max_tokens)
+        async with self._first_alone():
+            if self.closed:
+                raise self.closed
+            async with self.ledger.room(self.endpoint.price.usd(asked, max_tokens)):
+                await self._pace.start(asked + max_tokens)
+                if self.closed:  # while it waited
+                    raise self.closed
+                begun = time.monotonic()
+                tried = await self._wire.complete(body)
+                ended = time.monotonic()
+                call = booking.line(
+                    *(self.endpoint, tried, asked, max_tokens), attempt=attempt, about=about, seconds=ended - begun
+                )
+                self.ledger.add(call)
+            self._pace.correct(call.prompt_tokens + call.completion_tokens - asked - max_tokens)
+            if tried.error is None:
+                self._answered_at, self._unanswered, self._turned_down = ended, 0, 0
+                self._pace.speed_up(begun)
+            elif tried.outcome == "status 429":
+                self._pace.slow_down(begun, self.endpoint.max_concurrent)
         return tried, call
+
+    @asynccontextmanager
+    async def _first_alone(self) -> AsyncIterator[None]:
+        """Around one try: the first is over before another begins, so that a wrong key or parameter costs one refused
+        call, not a thousand. Its further tries hold nobody up."""
+        if not self._proven:
+            async with self._first:
+                if not self._proven:
+                    try:
+                        yield
+                    finally:
+                        self._proven = True
+                    return
+        yield
+
+    def _meaning(self, tried: Tried, sampling: Sampling, doubted_at: float) -> type[CallError] | type[Refused]:
+        """What the last try of a call says of it; `doubted_at`: when half of its tries were used up."""
+        kind = tried.error
+        assert kind is not None
+        if kind is Unreadable and tried.again and self._answered_at < doubted_at:
+            return Transport  # an outage in other words: nobody else was answered meanwhile
+        if kind is Refused and tried.of_prompt and sampling in self._taken:
+            self._turned_down += 1
+            if self._turned_down < GIVE_UP_AFTER:
+                return Unreadable  # key, model and parameters have been good: this prompt is not
+        return kind
 
     def _fail(self, kind: type[CallError] | type[Refused], tried: Tried, usage: Usage) -> NoReturn:
         if issubclass(kind, Refused):
@@ -197,85 +226,16 @@ class ChatClient:
         }
         return {k: v for k, v in (body | self.endpoint.extra).items() if v is not None}
 
-    async def _try(self, body: dict[str, Any]) -> Tried:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-        try:
-            async with asyncio.timeout(self.endpoint.timeout_s):
-                response = await self._client.post("/chat/completions", body=body, cast_to=httpx.Response)
-            tried = classify(response.status_code, response.headers, response.content)
-        except APIStatusError as e:
-            tried = classify(e.status_code, e.response.headers, e.response.content)
-        except (TimeoutError, APITimeoutError):
-            detail = f"no answer within {self.endpoint.timeout_s:g} s"
-            return Tried("time-out", error=Transport, detail=detail, again=True)
-        except APIConnectionError as e:
-            return Tried("connection", error=Transport, detail=self._scrub(_cause(e)), again=True)
-        return Tried(tried.outcome, tried.completion, tried.error, self._scrub(tried.detail), tried.again, tried.wait_s)
-
-    def _call(self, tried: Tried, asked: int, attempt: int, about: str, seconds: float) -> Call:
-        """The ledger's line; `asked` is the estimate of the prompt's tokens."""
-        found, price = tried.completion, self.endpoint.price
-        said, counted = found.completion_tokens, True
-        if not (found.text or found.fault):
-            asked, said = 0, 0  # no answer
-        elif found.prompt_tokens is None or said is None:
-            said, counted = text_tokens(found.text) + text_tokens(found.reasoning), False
-        else:
-            asked = found.prompt_tokens
-        return Call(
-            time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            about=about,
-            base_url=self.endpoint.base_url,
-            model=self.endpoint.model,
-            served_model=found.model,
-            attempt=attempt,
-            outcome=tried.outcome,
-            detail=tried.detail,
-            finish=found.finish,
-            prompt_tokens=asked,
-            completion_tokens=said,
-            counted=counted,
-            seconds=round(seconds, 4),
-            price=(price.input, price.output),
-            cost_usd=price.usd(asked, said),
-        )
-
-    async def _get_models(self) -> dict[str, Any] | None:
-        from openai import APIConnectionError, APIStatusError
-
-        seen = ""
+    async def _get_models(self) -> dict[str, Any]:
+        """The server's list, {} where it has none."""
+        told = None
         for number in range(CHECK_TRIES):
             await asyncio.sleep(number * FIRST_PAUSE_S)
-            try:
-                async with asyncio.timeout(min(CHECK_TIMEOUT_S, self.endpoint.timeout_s)):
-                    response = await self._client.get("/models", cast_to=httpx.Response)
-                return parse_body(response.content)
-            except APIStatusError as e:
-                if e.status_code in (401, 403):
-                    raise UserError(self._refusal(f"status {e.status_code}", "")) from None
-                return None
-            except (TimeoutError, APIConnectionError) as e:
-                seen = self._scrub(_cause(e))
-        raise UserError(f"{self.endpoint.base_url} (model {self.endpoint.model!r}) cannot be reached: {seen}")
-
-    def _scrub(self, text: str) -> str:
-        """Servers and libraries repeat what they were sent."""
-        return text if self.endpoint.key_env is None else text.replace(self._key, "[key]")
-
-
-def _usage(call: Call) -> Usage:
-    return Usage(
-        calls=1,
-        prompt_tokens=call.prompt_tokens,
-        completion_tokens=call.completion_tokens,
-        seconds=call.seconds,
-        cost_usd=call.cost_usd,
-    )
-
-
-def _cause(error: Exception) -> str:
-    """The innermost reason, without what it was about."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"[:200] if str(error) else type(error).__name__
+            told = await self._wire.models()
+            if isinstance(told, dict):
+                return told
+            if isinstance(told, int):
+                if told in (401, 403):
+                    raise UserError(self._refusal(f"status {told}", ""))
+                return {}
+        raise UserError(f"{self.endpoint.base_url} (model {self.endpoint.model!r}) cannot be reached: {told}")

@@ -78,7 +78,8 @@ def _was_sent(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason, without what it was about."""
+    """The innermost reason, without what it was about, in one line."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"[:200] if str(error) else type(error).__name__
+    told = " ".join(str(error).split())
+    return f"{type(error).__name__}: {told}"[:200] if told else type(error).__name__

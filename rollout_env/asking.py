@@ -33,8 +33,7 @@ async def check_all(chats: Collection[ChatClient]) -> None:
         if not (isinstance(error, UserError) and UNREACHABLE in str(error) and chat.ledger.path.stat().st_size):
             raise error
         chat.closed = Transport(UNREACHABLE)
-        told = " ".join(str(error).split())  # libraries' words may have line ends
-        say(f"{told}; what it would be asked waits for the next call of the stage")
+        say(f"{error}; what it would be asked waits for the next call of the stage")
 
 
 class GroupedAppends:

@@ -15,6 +15,7 @@ from psychepass import llm
 from psychepass.ledger import read_calls
 from psychepass.llm import ChatClient, Ledger, Refused, Reply, Transport, Unreadable
 from psychepass.schema import Message, Sampling
+from psychepass.wire import _cause
 from tests.fault_server import Fault, FaultServer, _send, served
 from tests.test_llm import SAMPLING, ask, endpoint, short_pauses
 
@@ -186,3 +187,9 @@ def test_an_answer_cut_off_is_booked_within_what_was_set_aside(tmp_path: Path) -
     assert (cut.outcome, cut.prompt_tokens, cut.completion_tokens, cut.counted) == ("broken JSON", 13, 40, False)
     assert cut.cost_usd == pytest.approx((13 + 2 * 40) / 1e6) and whole.counted
     assert got.usage.cost_usd == pytest.approx(cut.cost_usd + whole.cost_usd)
+
+
+def test_a_librarys_words_are_told_in_one_line() -> None:
+    error = RuntimeError("connection")
+    error.__cause__ = ValueError("400, message:\n  Not enough data.")
+    assert _cause(error) == "ValueError: 400, message: Not enough data."

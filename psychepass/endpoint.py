@@ -16,6 +16,8 @@ from psychepass.schema import Message, content_hash
 
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BYTES_PER_TOKEN = 4  # of UTF-8; English averages 4 to 5, Chinese 3 to 5
+ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
+VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 MESSAGE_TOKENS = 4  # what a chat template adds to a message
 # what the records say of a request, or what a reply is read by
 NOT_EXTRA = ("model", "messages", "stream", "n", "max_tokens", "max_completion_tokens")
@@ -38,7 +40,9 @@ class Endpoint(Config):
     `extra` is added to the body of each request (e.g. `chat_template_kwargs: {enable_thinking: false}`); null
     leaves out a parameter that is otherwise sent (`seed`, `top_p`, `temperature`). `max_tokens_name` is
     `max_completion_tokens` where the server wants the bound of a reply under that name. `unlisted: true` permits
-    a model that the server's own list leaves out.
+    a model that the server's own list leaves out. `base_url` may name variables of the environment
+    (`http://$QWEN_HOST:8000/v1`): the records hold it as it is written, so that a run goes on where a server of one's
+    own comes back at another host.
 
     Price, limits and key may change between two calls of a stage; they are not part of its manifest (each line of
     the ledger holds its price). `max_concurrent` is the number of calls, and so of conversations, at once;
@@ -60,7 +64,7 @@ class Endpoint(Config):
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, url: str) -> str:
-        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+        if not ADDRESS.fullmatch(url):
             raise ValueError("expected http(s)://host[:port]/path without user, password or query")
         return url.rstrip("/")
 
@@ -85,6 +89,23 @@ class Endpoint(Config):
     def identity(self) -> str:
         """As `name`, with a hash of `extra`, because thinking on or off makes two contestants."""
         return f"{self.name} +{content_hash(self.extra)[:8]}" if self.extra else self.name
+
+    def address(self) -> str:
+        """`base_url` with its variables filled in.
+
+        Raises:
+            UserError: a variable is not set, or with its value this is no address.
+        """
+        for name in VARIABLE.findall(self.base_url):
+            if not os.environ.get(name):
+                raise UserError(f"{self.name}: the environment variable {name} is not set; base_url needs it")
+        address = VARIABLE.sub(lambda found: os.environ[found[1]], self.base_url)
+        if not ADDRESS.fullmatch(address):  # a value may hold a password: it is not repeated
+            raise UserError(
+                f"{self.name}: with its variables filled in this is no address; expected http(s)://host[:port]/path "
+                "without user, password or query"
+            )
+        return address
 
     def key(self) -> str:
         """The key, or a placeholder where none is needed.

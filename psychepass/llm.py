@@ -75,7 +75,7 @@ class Reply:
 
 
 class ChatClient:
-    """See the module. Making one raises UserError where the variable of the key is not set."""
+    """See the module. Making one raises UserError where a variable of the key or the address is not set."""
 
     def __init__(self, endpoint: Endpoint, ledger: Ledger):
         self.endpoint, self.ledger = endpoint, ledger

@@ -17,7 +17,8 @@ CHECK_TIMEOUT_S = 20.0
 
 
 class Wire:
-    """The connections to one endpoint. Making one raises UserError where the variable of the key is not set."""
+    """The connections to one endpoint. Making one raises UserError where a variable of the key or the address is not
+    set."""
 
     def __init__(self, endpoint: Endpoint):
         from openai import AsyncOpenAI, DefaultAioHttpClient
@@ -26,7 +27,7 @@ class Wire:
         limits: Any = httpx.Limits(max_connections=endpoint.max_concurrent, keepalive_expiry=KEEPALIVE_S)
         self._client = AsyncOpenAI(
             api_key=endpoint.key(),
-            base_url=endpoint.base_url,
+            base_url=endpoint.address(),
             max_retries=0,
             timeout=endpoint.timeout_s,
             http_client=DefaultAioHttpClient(limits=limits),  # httpx's own pool is slow at 1,000 connections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from psychepass.cli import main as cli
 from psychepass.endpoint import Endpoint
 from psychepass.errors import Unfinished, UserError
+from psychepass.ledger import read_calls
 from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, Refused, Transport
+from tests.endpoint_rig import contestants, write_config
+from tests.fault_server import FaultServer, served
 
 ENDPOINT = Endpoint.model_validate({"base_url": "http://h/v1", "model": "m", "price": {"input": 1, "output": 1}})
 DOWN, REFUSED, SPENT = Transport("status 500", "busy"), Refused("m refuses the key"), BudgetSpent("budget_usd is 1")
@@ -44,6 +48,28 @@ def test_errors_of_one_kind_count_together_with_the_details_of_the_first() -> No
         "7 of 9 calls were left open (4: m refuses the key; 2: m at http://h/v1: status 500: one; "
         "1: m at http://h/v1: time-out); what was said is kept, call the stage again to go on"
     )
+
+
+def test_a_run_goes_on_where_its_server_comes_back_at_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, contestants("http://$MADE_UP_AT/v1", 2), clients=1)
+    assert cli(["simulate", str(config)]) == 2
+    assert (
+        "made-up-1 at http://$MADE_UP_AT/v1: the environment variable MADE_UP_AT is not set" in capsys.readouterr().err
+    )
+    monkeypatch.setenv("MADE_UP_AT", "me:hidden@host")
+    assert cli(["simulate", str(config)]) == 2
+    assert "this is no address" in (said := capsys.readouterr().err) and "hidden" not in said
+    turns, done = tmp_path / "run" / "turns.jsonl", 0
+    for budget in (0.004, 1.0):
+        with served(FaultServer()) as url:
+            monkeypatch.setenv("MADE_UP_AT", url.removeprefix("http://").removesuffix("/v1"))
+            code = cli(["simulate", str(config), f"budget_usd={budget}"])
+            assert (code, len(turns.read_text().splitlines()) > done) == (2 if budget < 1 else 0, True)
+        done = len(turns.read_text().splitlines())
+    calls = list(read_calls(tmp_path / "run" / "ledger_simulate.jsonl"))
+    assert {c.base_url for c in calls} == {"http://$MADE_UP_AT/v1"} and len(calls) == 2 * 12  # none asked twice
 
 
 @pytest.mark.parametrize(("error", "status"), [(Unfinished("later"), 75), (UserError("mend it"), 2)])

@@ -35,7 +35,7 @@ from typing import Any, NoReturn, Self
 from psychepass import booking
 from psychepass.answers import CallError, ContextOverflow, Refused, Transport, Tried, Unreadable
 from psychepass.endpoint import Endpoint, Price, prompt_tokens
-from psychepass.errors import UserError
+from psychepass.errors import Unreachable, UserError
 from psychepass.ledger import BudgetSpent, Call, Ledger
 from psychepass.schema import Message, Sampling, Usage
 from psychepass.wire import Wire
@@ -97,8 +97,8 @@ class ChatClient:
         """Ask for the server's list of models, which costs nothing.
 
         Raises:
-            UserError: nobody answers at the address, the key is refused, or the list leaves the model out. A server
-                without a list is taken on trust.
+            UserError: nobody answers at the address (Unreachable), the key is refused, or the list leaves the model
+                out. A server without a list is taken on trust.
         """
         told = await self._get_models()
         if self.endpoint.unlisted:
@@ -238,4 +238,4 @@ class ChatClient:
                 if told in (401, 403):
                     raise UserError(self._refusal(f"status {told}", ""))
                 return {}
-        raise UserError(f"{self.endpoint.base_url} (model {self.endpoint.model!r}) cannot be reached: {told}")
+        raise Unreachable(f"{self.endpoint.base_url} (model {self.endpoint.model!r}) cannot be reached: {told}")

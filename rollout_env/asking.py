@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 
-from psychepass.errors import UserError
+from psychepass.errors import Unreachable
 from psychepass.llm import ChatClient, ContextOverflow, Refused, Reply, Transport
 from psychepass.records import Appender
 from psychepass.run import say
@@ -14,9 +14,6 @@ from psychepass.schema import Message, Record, Sampling, Usage
 from rollout_env.therapist import CUT_TURNS
 
 Shown = Callable[[int], Sequence[Message]]  # the prompt without its first exchanges, as many as are given
-
-
-UNREACHABLE = "cannot be reached"  # what the client's error says where nobody answers
 
 
 async def check_all(chats: Collection[ChatClient]) -> None:
@@ -30,9 +27,9 @@ async def check_all(chats: Collection[ChatClient]) -> None:
     for chat, error in zip(chats, found, strict=True):
         if error is None:
             continue
-        if not (isinstance(error, UserError) and UNREACHABLE in str(error) and chat.ledger.path.stat().st_size):
+        if not (isinstance(error, Unreachable) and chat.ledger.path.stat().st_size):
             raise error
-        chat.closed = Transport(UNREACHABLE)
+        chat.closed = Transport("cannot be reached")
         say(f"{error}; what it would be asked waits for the next call of the stage")
 
 

@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 
 from psychepass.errors import Unfinished, UserError
+from psychepass.leaving import leave_with
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 DRY_RUN = "--dry-run"
@@ -77,4 +78,4 @@ def _run(module: ModuleType, config_path: str, options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -5,6 +5,7 @@ python -m tests.rm_gradients RM.yaml OUT.pt, alone or under torchrun.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -29,7 +30,7 @@ def save_and_stop(trainer: PairTrainer, path: str) -> None:
         torch.save({n: g.clone() for n, g in gradients.items() if g is not None}, path)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    sys.exit(0)
+    os._exit(0)  # a thread of gloo's may hold a tensor yet: see psychepass.leaving
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ is implicit). Optional columns: `dimension`, `client` and `weight` in (0, 1]; fu
 sides may have different histories. System messages are left out: the reward model reads what client and
 therapist said (training/render.py). After this stage `rm` and `rm-eval` run as on a tournament's pairs.
 
+Rows of feedback_esconv, known by their columns, are read as they are (training/feedback_esconv.py).
+
 The unit of the split and of every interval is `client`. Without that column, rows whose conversations begin with
 the same client line are one unit, so that no conversation lies on both sides of the split.
 """
@@ -27,6 +29,7 @@ from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Identity, Message, Phase, PreferencePair, Session, Side, Turn, content_hash
 from psychepass.words import word_count
+from training import feedback_esconv
 from training.pairs import REWARDED
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -63,7 +66,10 @@ def main(config_path: str, overrides: list[str]) -> None:
             return
         try:
             refuse_other_records(run)
-            rows = checked_rows(read_rows(file), file.name, config.dimension)
+            read = read_rows(file)
+            if feedback_esconv.recognised(read[0]):
+                read = feedback_esconv.conversational(read, file.name)
+            rows = checked_rows(read, file.name, config.dimension)
         except UserError:
             run.abandon()
             raise

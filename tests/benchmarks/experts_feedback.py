@@ -31,11 +31,11 @@ class Pair(NamedTuple):
 
 
 def pairs_of(file: Path, quick: bool) -> list[Pair]:
-    from tests.benchmarks import feedback_esconv as adapter
+    from tests.benchmarks.feedback_esconv import AREA_OF, NAME
+    from training.feedback_esconv import conversational
     from training.imported import checked_rows
 
-    made = [row for turn in records.read_json(file) for row in adapter.conversational(turn)]
-    rows = checked_rows(made, adapter.NAME, "empathy")
+    rows = checked_rows(conversational(records.read_json(file), NAME), NAME, "empathy")
     dialogues = sorted({r.client for r in rows})[:: 5 if quick else 1]
     speaker = {"user": "client", "assistant": "helper"}
     found = []
@@ -45,7 +45,7 @@ def pairs_of(file: Path, quick: bool) -> list[Pair]:
         sides = [[(speaker[m.role], m.content) for m in side] for side in (row.chosen, row.rejected)]
         words = tuple(len(side[-1][1].split()) for side in sides)
         of = {x: tuple(last_reply(side, load_lexicon(x)) for side in sides) for x in LEXICONS}
-        found.append(Pair(row.client, adapter.AREA_OF[row.dimension], words, of))  # type: ignore[arg-type]
+        found.append(Pair(row.client, AREA_OF[row.dimension], words, of))  # type: ignore[arg-type]
     return found
 
 

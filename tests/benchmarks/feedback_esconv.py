@@ -17,12 +17,10 @@ what the shuffled control is beside it for.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,48 +36,13 @@ from reward_model.data import Ask
 from reward_model.evaluate import score_asks
 from reward_model.inputs import sessions_of
 from tests.benchmarks.figures import benchmark_parser
+from training.feedback_esconv import AREAS, conversational
 from training.imported import PairRow, checked_rows, records_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "feedback_esconv"
 FILE = "feedback_ablation_data_train.json"
-# its areas and the names of ours that they are asked under: the nearest, and each once
-AREAS = {
-    "Empathy": Dimension.EMPATHY,
-    "Questions": Dimension.ENGAGEMENT,
-    "Suggestions": Dimension.SUGGESTION,
-    "Validation": Dimension.TRAUMA,
-    "Reflections": Dimension.DISCERNMENT,
-    "Self-disclosure": Dimension.ETHICS,
-    "Professionalism": Dimension.SKILL,
-    "Structure": Dimension.PROGRESSION,
-}
-AREA_OF = {d: area for area, d in AREAS.items()}
-SPEAKERS = {"Helper": "assistant", "Seeker": "user"}
 SAME_LENGTH = 0.15  # pairs whose word counts differ by at most this share of the longer reply
-
-
-def conversational(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A labelled helper turn as rows of datasets' conversational form, one an area; none without an alternative."""
-    asked, _, answer = row["text"].partition("### Response:")
-    label = json.loads(answer)
-    if not label.get("alternative", "").strip():
-        return
-    parts = re.split(r"^(Helper|Seeker): ?", asked.partition("### Input:")[2].strip(), flags=re.M)[1:]
-    said = [{"role": SPEAKERS[s], "content": t.strip()} for s, t in zip(parts[::2], parts[1::2], strict=True)]
-    *prompt, own = said
-    if not prompt or prompt[0]["role"] == "assistant":
-        prompt = [{"role": "user", "content": ""}, *prompt]  # the excerpt begins with the helper
-    rewritten = {"role": "assistant", "content": label["alternative"].strip()}
-    for area in dict.fromkeys(label["badareas"]):
-        if area in AREAS and rewritten != own:
-            yield {
-                "prompt": prompt,
-                "chosen": [rewritten],
-                "rejected": [own],
-                "dimension": AREAS[area].value,
-                "client": f"dialogue-{row['conv_index']}",
-            }
 
 
 def shuffled(dimension: Dimension) -> Dimension:
@@ -222,8 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     if not file.is_file():
         print(f"{file} is absent: set PSYCHEPASS_SHARED to the folder with data/; nothing measured")
         return 0
-    made = [row for turn in records.read_json(file) for row in conversational(turn)]
-    rows = checked_rows(made, NAME, Dimension.EMPATHY.value)
+    rows = checked_rows(conversational(records.read_json(file), NAME), NAME, Dimension.EMPATHY.value)
     with tempfile.TemporaryDirectory() as temporary:
         found = run(rows, args.work or Path(temporary), args)
     print(f"{len(rows)} pairs of {len({r.client for r in rows})} dialogues; {args.folds} folds, seed {args.seed}")

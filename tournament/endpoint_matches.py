@@ -1,5 +1,8 @@
 """Matches before judges behind endpoints: many at once, each reply on disk before anything rests on it.
 
+A judgement that takes long, or runs into its time-out again and again, holds up the next wave of its own line and no
+other (tournament/play.py). All lines share the limits of the endpoints.
+
 judge_replies.jsonl holds what each judge said; battles and failures follow from it without another call. So a kill
 loses the calls in flight and nothing else, and what was answered, readable or not, is never asked again. What got no
 answer leaves its match for the next run.
@@ -26,7 +29,7 @@ from tournament.journal import Journal
 from tournament.judge import Outcome, subject
 from tournament.llm_judge import JudgeReply, LLMJudge, is_final
 from tournament.panel import Panel
-from tournament.play import Match
+from tournament.play import Line, Match
 
 REPLIES, LEDGER = "judge_replies.jsonl", "ledger_tournament.jsonl"
 NOT_HAD = "judgements could not be had"  # why matches are left to judge
@@ -88,13 +91,16 @@ class EndpointMatches:
         self._runner.run(self._stack.aclose())
         self._runner.close()
 
-    def hold(self, matches: Sequence[Match], bar: tqdm) -> list[list[Outcome] | None]:
-        return self._runner.run(self._hold(matches, bar.update))
+    def hold(self, lines: Sequence[Line], bar: tqdm) -> None:
+        self._runner.run(self._hold(lines, bar.update))
 
-    async def _hold(self, matches: Sequence[Match], done: Callable[[], object]) -> list[list[Outcome] | None]:
-        held = await asyncio.gather(*(self._match(met, done) for met in matches))
-        self.journal.sync()
-        return list(held)
+    async def _hold(self, lines: Sequence[Line], done: Callable[[], object]) -> None:
+        await asyncio.gather(*(self._line(line, done) for line in lines))
+
+    async def _line(self, line: Line, done: Callable[[], object]) -> None:
+        for wave in line:
+            wave.held = await asyncio.gather(*(self._match(met, done) for met in wave.matches))
+            await asyncio.to_thread(self.journal.sync)  # on a shared file system this takes a while
 
     async def _match(self, met: Match, done: Callable[[], object]) -> list[Outcome] | None:
         orders = ((met.a, met.b), (met.b, met.a))

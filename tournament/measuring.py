@@ -37,7 +37,7 @@ from tournament.journal import Journal
 from tournament.lexicon import LexiconName
 from tournament.llm_judge import JudgeEntry
 from tournament.panel import Panel, also_playing
-from tournament.play import Match
+from tournament.play import Match, Wave
 from tournament.reference_judge import ReferenceJudge
 
 ROLES: tuple[LexiconName, ...] = ("judge", "shadow")
@@ -119,11 +119,13 @@ def decide(panel: Panel, matches: Sequence[Match], folder: Path, ledger: Path, b
     """
     with Journal(folder, panel.identity, panel.stage) as journal, Ledger(ledger, budget_usd) as calls:
         held, different = EndpointMatches(panel, journal, calls, folder), {_pair(m): m for m in matches}
+        wave = Wave(list(different.values()))
         with held, tqdm(total=len(different), desc="judgements", unit="match") as bar:
-            before_usd, outcomes = calls.spent_usd, held.hold(list(different.values()), bar)
+            before_usd = calls.spent_usd
+            held.hold([iter([wave])], bar)
         say(f"judges: {calls.spent_usd - before_usd:.4f} USD in this run, {calls.spent_usd:.4f} in all ({ledger})")
-    of_pair = dict(zip(different, outcomes, strict=True))
-    left = sum(of_match is None for of_match in outcomes)
+    of_pair = dict(zip(different, wave.held, strict=True))
+    left = sum(of_match is None for of_match in wave.held)
     if left:
         what = f"{left} of {len(different)} matches are left to judge, because {NOT_HAD}"
         raise held.left_open.error(what, "what was judged")
@@ -131,7 +133,7 @@ def decide(panel: Panel, matches: Sequence[Match], folder: Path, ledger: Path, b
         tuple(o if o.session_a == m.a.id else o.swapped() for o in of_pair[_pair(m)] or () if isinstance(o, Battle))
         for m in matches
     )
-    return Measured(panel, found, sum(isinstance(o, Failure) for of_match in outcomes for o in of_match or ()))
+    return Measured(panel, found, sum(isinstance(o, Failure) for of_match in wave.held for o in of_match or ()))
 
 
 def _pair(met: Match) -> frozenset[str]:

@@ -1,8 +1,9 @@
 """Which contestants meet next: Swiss (the default), round robin, or the most informative matches.
 
 All three share one interface: `waves` says which clients are planned together, `next_round` plans their next round
-from what all clients' contestants have done so far. Both are pure functions, so the matches of a wave may be judged
-in any order, or all at once, and a run that was killed plans the same again.
+from what the contestants have done so far: with this client, and for adaptive pairing with all of them. Both are pure
+functions, so the matches of a wave may be judged in any order, or all at once, and a run that was killed plans the same
+again.
 
 Adaptive: the most informative match is the one whose verdict is expected to narrow the ratings' intervals most, i.e.
 to lower the sum of the ratings' posterior variances (A-optimal design). The model is the intervals' own: verdicts of
@@ -62,7 +63,8 @@ def waves(name: PairingName, clients: Sequence[str]) -> list[list[str]]:
 def next_round(
     name: PairingName, tables: Mapping[str, Standings], clients: Sequence[str], seed: int, round: int
 ) -> dict[str, Round]:
-    """Round `round` (from 1) of each of `clients`; `tables` holds what every client's contestants did so far."""
+    """Round `round` (from 1) of each of `clients`; `tables` holds what their contestants did so far, and for adaptive
+    pairing those of every client."""
     if name == "adaptive":
         return _adaptive(tables, clients, seed, round)
     pair = swiss.pair if name == "swiss" else circle

@@ -6,7 +6,8 @@ judgement failed, and ratings.json; with LLM judges also judge_replies.jsonl, wh
 ledger_tournament.jsonl, what it cost.
 A battle of the reference judge is on disk before the next is judged; of LLM judges many are asked at once, and each
 reply is on disk before anything rests on it (tournament/endpoint_matches.py). Pairing depends on nothing but the
-battles of the rounds before: after a kill the stage goes on where it stood, and nothing answered is asked again.
+battles of the rounds before: after a kill the stage goes on where it stood, and nothing answered is asked again. With
+LLM judges a client's next round follows its own last one, wherever the others are; adaptive pairing waits for all.
 """
 
 from __future__ import annotations

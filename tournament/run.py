@@ -60,8 +60,8 @@ class TournamentConfig(JudgedConfig):
     def _check_base(self) -> TournamentConfig:
         if self.base == self.base_repeat:
             raise ValueError(
-                f"base and base_repeat are both {self.base!r}, whose sessions do not differ from themselves; permitted: "
-                "two contestants that differ in seed alone"
+                f"base and base_repeat are both {self.base!r}, and no session differs from itself; permitted: two "
+                "contestants that differ in seed alone"
             )
         return self
 

@@ -54,8 +54,9 @@ def resolve(name: str | Path) -> Path:
 
         return Path(snapshot_download(str(name)))
     except Exception as e:  # whatever the hub client raises, the user's remedy is the same
+        told = " ".join(str(e).split())
         raise UserError(
-            f"weights {str(name)!r}: no such folder, and not to be had from the hub: {type(e).__name__}: {e}"
+            f"weights {str(name)!r}: no such folder, and not to be had from the hub: {type(e).__name__}: {told}"
         ) from e
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from psychepass.endpoint import Endpoint
 from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Reply, Transport, Unreadable
+from psychepass.run import say
 from psychepass.schema import Usage
 from rollout_env.asking import GroupedAppends, ask_fitting, check_all
 from rollout_env.client_lines import ClientVoice
@@ -64,9 +65,18 @@ async def _hold(
 
 
 def permit_sockets(n: int) -> None:
-    """Raise this process's limit of open files where so many connections would pass it (1,024 is a common one)."""
+    """Raise this process's limit of open files where so many connections would pass it (1,024 is a common one).
+
+    Where the system permits fewer, that is said: calls then wait for a connection, which shows as time-outs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = n + OTHER_FILES if hard == resource.RLIM_INFINITY else min(n + OTHER_FILES, hard)
+    if wanted < n + OTHER_FILES:
+        say(
+            f"endpoints: {n} calls at once (max_concurrent, of all endpoints together) need {n + OTHER_FILES} open "
+            f"files, and this system permits {hard}; what waits for a connection may time out: raise ulimit -Hn, or "
+            "lower max_concurrent"
+        )
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

@@ -72,7 +72,9 @@ def plan_sessions(
         unknown = sorted({s.profile_id for s in scripts} - set(profiles or {}))
         if unknown:
             raise UserError(f"an LLM client plays profiles, and there is none of {', '.join(unknown)}")
-    hashes = {w: weights_hash(resolve(w)) for w in {e.weights for e in therapists} if w}
+    met = set(entries) if meets is None else {n for names in meets.values() for n in names}
+    needed = {e.weights for e in therapists if e.weights and e.name in met}  # others would be fetched for nothing
+    hashes = {w: weights_hash(resolve(w)) for w in needed}
     identities = {e.name: identify(e, hashes.get(e.weights or "", ""), target_words, sampling) for e in therapists}
     systems = {e.name: system_prompt(e.prompt, target_words) if e.prompt else "" for e in therapists}
     plans = []

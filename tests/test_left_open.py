@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from psychepass.errors import Unfinished, UserError
 from psychepass.ledger import read_calls
 from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, Refused, Transport
-from tests.endpoint_rig import contestants, write_config
+from tests.endpoint_rig import ROOT, contestants, write_config
 from tests.fault_server import FaultServer, served
 
 ENDPOINT = Endpoint.model_validate({"base_url": "http://h/v1", "model": "m", "price": {"input": 1, "output": 1}})
@@ -82,3 +84,20 @@ def test_the_exit_status_tells_a_loop_whether_to_go_on(
     monkeypatch.setattr(importlib.import_module("rollout_env.simulate"), "main", fail)
     assert cli(["simulate", "x.yaml"]) == status
     assert capsys.readouterr().err == f"psychepass simulate: {error}\n"
+
+
+def test_a_limit_of_open_files_below_the_calls_at_once_is_said() -> None:
+    """In a process of its own: a hard limit cannot be raised again."""
+    program = """
+import resource, sys
+from rollout_env.endpoint_sessions import permit_sockets
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, int(sys.argv[1])))
+permit_sockets(200)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    for hard in (300, 600):
+        command = [sys.executable, "-c", program, str(hard)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        assert int(done.stdout) == min(hard, 200 + 256)
+        told = "200 calls at once" in done.stderr and f"this system permits {hard}" in done.stderr
+        assert told == (hard < 200 + 256), done.stderr

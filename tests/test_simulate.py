@@ -319,9 +319,9 @@ def test_a_stage_without_a_session_is_refused(tmp_path, weights, capsys, meets, 
     assert fault in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_sets_without_a_client_are_refused_and_a_mended_config_goes_on(tmp_path, weights, capsys):
-    """Those who meet nobody are named; `test` has clients, and they meet nobody."""
-    path = write_config(tmp_path, weights, meets={"dev": ["explorer"]})
+def test_sets_without_a_client_are_refused_and_a_mended_config_goes_on(tmp_path, capsys):
+    """Those who meet nobody are named, and their weights not asked for; `test` has clients, and they meet nobody."""
+    path = write_config(tmp_path, tmp_path / "no-weights", meets={"dev": ["explorer"]})
     splits = tmp_path / "splits.yaml"
     sets = yaml.safe_load(splits.read_text())
     splits.write_text(yaml.safe_dump(sets | {"dev": []}))

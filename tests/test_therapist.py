@@ -79,7 +79,8 @@ def test_prompts_ask_for_the_target_length():
     assert paper.startswith("You are a professional psychological counselor conversing with a client")
     assert paper.endswith("Keep your responses concise, around 100 words.")
     assert "about 30 words" in system_prompt("warm", 30)
-    with pytest.raises(UserError, match=r"therapist_cold.txt: no such prompt; there are .*therapist_paper.txt"):
+    known = "therapist_paper.txt, therapist_warm.txt"
+    with pytest.raises(UserError, match=rf"therapist_cold.txt: no such prompt; there are {known}$"):
         system_prompt("cold", 30)
 
 

@@ -286,6 +286,27 @@ def test_the_stage_writes_its_files(finished):
     assert all(judges[name]["tau"][d.value] >= 0.05 for name, d in itertools.product(("judge", "shadow"), Dimension))
 
 
+def test_base_and_its_repeat_are_two_contestants_of_one_model(tmp_path, capsys):
+    config = made_run(tmp_path)
+    assert cli.main(["tournament", str(config), "base_repeat=echo"]) == 2
+    assert "base and base_repeat are both 'echo'" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "judge.json").exists()
+    assert cli.main(["tournament", str(config)]) == 0
+    assert "differ in" not in capsys.readouterr().err
+    # another prompt is more than noise: said, and judged all the same
+    other = made_run(tmp_path / "other")
+    path = tmp_path / "other" / "runs" / "sessions.jsonl"
+    sessions = [
+        s.model_copy(update={"therapist": s.therapist.model_copy(update={"prompt_hash": "warm"})})
+        if s.therapist.name == "echo-again"
+        else s
+        for s in records.read(path, Session)
+    ]
+    records.write(path, sessions)
+    assert cli.main(["tournament", str(other)]) == 0
+    assert "base 'echo' and base_repeat 'echo-again' differ in prompt_hash; expected" in capsys.readouterr().err
+
+
 def test_a_second_call_does_nothing(finished, capsys):
     before = {name: (finished / name).stat().st_mtime_ns for name in MADE}
     assert cli.main(["tournament", str(finished.parent / "tournament.yaml")]) == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field as Bounded
+from pydantic import model_validator
 
 from psychepass import records
 from psychepass.config import load
@@ -56,6 +57,15 @@ class TournamentConfig(JudgedConfig):
     rounds: int | None = Bounded(default=None, ge=1)
     ties: ratings.Ties = "half"
 
+    @model_validator(mode="after")
+    def _check_base(self) -> TournamentConfig:
+        if self.base == self.base_repeat:
+            raise ValueError(
+                f"base and base_repeat are both {self.base!r}, and no session differs from itself; permitted: two "
+                "contestants that differ in seed alone"
+            )
+        return self
+
 
 class Entered:
     """What the stage reads, checked: the field, the dev clients' pairs, the rounds of a client."""
@@ -84,6 +94,7 @@ def main(config_path: str, overrides: list[str]) -> None:
         panel = None
         if config.judges:
             panel = Panel(config.judges, reference["judge"].tau[Dimension.DIVERSITY], entered.field.scripts.values())
+        say_what_is_no_twin(entered)
         say_what_is_not_read(entered)
         freeze(run.dir / "judge.json", reference, panel)
         with Journal(run.dir, panel.identity if panel else reference["judge"].identity) as journal:
@@ -172,6 +183,17 @@ def reference_judges(entered: Entered) -> dict[str, ReferenceJudge]:
         script_of(session, entered.scripts)
     names = get_args(LexiconName)
     return {name: ReferenceJudge(name, calibrate(entered.pairs, entered.scripts, name)) for name in names}
+
+
+def say_what_is_no_twin(entered: Entered) -> None:
+    """What stands between base and base_repeat beside their seed is taken for noise, and widens the tie margins."""
+    base, repeat = (session.therapist for session in entered.pairs[0])
+    differ = [k for k in ("kind", "weights", "prompt_hash", "sampling") if getattr(base, k) != getattr(repeat, k)]
+    if differ:
+        say(
+            f"tournament: base {base.name!r} and base_repeat {repeat.name!r} differ in {', '.join(differ)}; expected "
+            "in seed alone, since the judge's tie margins take for noise what is between them"
+        )
 
 
 def say_what_is_not_read(entered: Entered) -> None:

@@ -11,5 +11,6 @@ def read_prompt(file_name: str) -> str:
     """The text of a prompt file, without the final newline."""
     path = FOLDER / file_name
     if not path.is_file():
-        raise UserError(f"{path}: no such prompt; there are {', '.join(sorted(p.name for p in FOLDER.glob('*.*')))}")
+        known = sorted(p.name for p in FOLDER.glob(f"{file_name.partition('_')[0]}_*"))  # those of its kind
+        raise UserError(f"{path}: no such prompt; there are {', '.join(known)}")
     return path.read_text(encoding="utf-8").removesuffix("\n")

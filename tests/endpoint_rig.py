@@ -173,7 +173,7 @@ def _written(run: Path, stage: str) -> int:
     written = len(calls) - len(answered)
     if stage == "tournament":
         return written + len(_whole_rows(run / "judge_replies.jsonl"))
-    turns = {(t["session_key"], str(t["turn"])) for t in _whole_rows(run / "turns.jsonl")}
+    turns = {(t["session_key"], str(t["turn"]["turn"])) for t in _whole_rows(run / "turns.jsonl")}
     failed = {f["subject"] for f in _whole_rows(run / "session_failures.jsonl")}
     asked_about = [about.split() for about in answered if not about.endswith(" client")]  # session KEY turn NUMBER
     written += sum((key, turn) in turns or key in failed for _, key, _, turn in asked_about)

@@ -151,6 +151,7 @@ def test_waiting_for_a_busy_server_ends(tmp_path: Path, monkeypatch: pytest.Monk
         first, *others = ask(url, tmp_path / "l.jsonl", *map(str, range(60)), max_concurrent=2)
     assert type(first) is Transport and first.usage.calls > llm.TRIES
     assert all(isinstance(g, Reply) for g in others)
+    assert list(read_calls(tmp_path / "l.jsonl"))[-1].about != "0"  # it ended while others were still answered
 
 
 def test_a_first_call_that_hangs_holds_the_others_up_for_one_try_alone(

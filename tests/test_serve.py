@@ -218,7 +218,7 @@ def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeyp
     with served(scorer) as address:
         said = health(address)
         assert 0 <= said.pop("busy_s") < serve.STUCK_S and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
-        monkeypatch.setattr(serve, "PROBE_S", 0.05)
+        monkeypatch.setattr(serve, "PROBE_S", 0.3)
         with scorer._lock:
             assert health(address)["status"] == "ok", "a pass that has only begun"
             monkeypatch.setattr(serve, "STUCK_S", 0.0)

@@ -23,11 +23,10 @@ from psychepass.config import load
 from psychepass.schema import ClientLine, Failure, Record, Session, TurnRecord
 from psychepass.splits import Splits
 from tests import judge_rig
-from tests.fault_server import MODEL, FaultServer, Served, digest
+from tests.fault_server import MODEL, FaultServer, Served, digest, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWERED = ("ok", "empty", "wrong role")  # outcomes of a call whose reply a judge keeps
-GRACE_S = 0.25  # an answer sent so shortly before a kill may not have been read
 FILES: dict[str, type[Record]] = {
     "sessions.jsonl": Session,
     "turns.jsonl": TurnRecord,
@@ -38,7 +37,7 @@ FILES: dict[str, type[Record]] = {
 
 def contestants(url: str, n: int = 3, **change: Any) -> list[dict[str, Any]]:
     """Entries of one endpoint that differ in prompt, temperature and seed."""
-    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 2.0} | change
+    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 60.0} | change
     return [
         {
             "name": f"made-up-{i}",
@@ -96,14 +95,13 @@ def said(run: Path, stage: str = "simulate") -> dict[str, set[str]]:
 
 class Kills(NamedTuple):
     """`calls` of an undisturbed run. Of the killed one: calls beyond those (`repeated`), calls in flight at the kills
-    (unanswered; with those answered up to GRACE_S before; and those not written down: without a line of the ledger or,
-    of an answer to a judge's prompt, among the replies), records missing and too many."""
+    (unanswered; and `unwritten`: without a line of the ledger, or answered and without a record of the answer), records
+    missing and too many."""
 
     calls: int
     kills: int
     repeated: int
     in_flight: int
-    in_flight_with_grace: int
     unwritten: int
     missing: int
     extra: int
@@ -124,20 +122,21 @@ def forget(server: FaultServer) -> None:
     server.log, server.bodies, server.seen = [], [], Counter()
 
 
-def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: random.Random) -> Kills:
+def kill_often(server: FaultServer, url: str, plain: Path, killed: Path, kills: int, rng: random.Random) -> Kills:
     """Run `plain` undisturbed, then `killed` (the same, in another folder) with SIGKILLs at random moments.
 
-    A moment is a number of requests after the process began to ask, and up to 0.2 s more.
+    A moment is a number of requests after the process began to ask, and up to 0.2 s more. The last calls get no answer
+    before it, so that on a busy machine too the process has not ended.
     """
     subprocess.run(command(plain), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     undisturbed, calls = asked(server), len(server.log)
     forget(server)
-    stage, ledger = killed.stem, killed.parent / "run" / f"ledger_{killed.stem}.jsonl"
-    in_flight = with_grace = unwritten = done = 0
+    stage, run = killed.stem, killed.parent / "run"
+    in_flight = unwritten = done = 0
     while done < kills:
-        before, written = len(server.log), _written(ledger, stage)
-        fair = max(1, calls - before) / (kills - done + 1)
-        wanted = before + rng.randint(1, max(1, int(1.8 * fair)))
+        before, written, left = len(server.log), _written(run, stage), max(1, calls - len(server.log))
+        wanted = before + rng.randint(1, max(1, int(1.8 * left / (kills - done + 1))))
+        server.hold_from = before + left - 1
         process = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(server.log) < wanted:
             time.sleep(0.002)
@@ -147,33 +146,42 @@ def kill_often(server: FaultServer, plain: Path, killed: Path, kills: int, rng: 
         if process.wait() == 0:
             break  # ended before the kill
         done += 1
-        time.sleep(0.3)  # what was on its way has come in
-        in_flight += len(_open_at(server.log[before:], at))
-        with_grace += len(_open_at(server.log[before:], at - GRACE_S))
-        unwritten += len(server.log) - before - (_written(ledger, stage) - written)
+        server.hold_from = None
+        settle(url)
         while server.open:  # a call of the dead is over before the next run asks
             time.sleep(0.01)
+        in_flight += len(_open_at(server.log[before:], at))
+        unwritten += len(server.log) - before - (_written(run, stage) - written)
+    server.hold_from = None
     subprocess.run(command(killed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     repeated = (asked(server) - undisturbed).total()
     left, right = (said(config.parent / "run", stage) for config in (plain, killed))
     return Kills(
-        *(calls, done, repeated, in_flight, with_grace, unwritten),
+        *(calls, done, repeated, in_flight, unwritten),
         missing=sum(len(left[n] - right[n]) for n in left),
         extra=sum(len(right[n] - left[n]) for n in left),
     )
 
 
-def _written(ledger: Path, stage: str) -> int:
-    """Calls with their ledger line and, where a judge answered, their reply on disk, which comes a moment later."""
-    lines = _whole_lines(ledger)
-    if stage != "tournament":
-        return len(lines)
-    answered = sum(json.loads(line)["outcome"] in ANSWERED for line in lines)
-    return len(lines) - answered + len(_whole_lines(ledger.parent / "judge_replies.jsonl"))
+def _written(run: Path, stage: str) -> int:
+    """Calls that no later run repeats: not answered, with their ledger line, or answered, with a record of the answer.
+
+    An unreadable first answer to a therapist's prompt gets its record with the second: until then both are repeated.
+    """
+    calls = _whole_rows(run / f"ledger_{stage}.jsonl")
+    answered = [c["about"] for c in calls if c["outcome"] in ANSWERED]
+    written = len(calls) - len(answered)
+    if stage == "tournament":
+        return written + len(_whole_rows(run / "judge_replies.jsonl"))
+    turns = {(t["session_key"], str(t["turn"]["turn"])) for t in _whole_rows(run / "turns.jsonl")}
+    failed = {f["subject"] for f in _whole_rows(run / "session_failures.jsonl")}
+    asked_about = [about.split() for about in answered if not about.endswith(" client")]  # session KEY turn NUMBER
+    written += sum((key, turn) in turns or key in failed for _, key, _, turn in asked_about)
+    return written + len(_whole_rows(run / "client_lines.jsonl"))
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def _open_at(log: Sequence[Served], at: float) -> list[Served]:

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import uvicorn
 
 MODEL = "made-up-1"
@@ -92,6 +93,7 @@ class FaultServer:
         self.context_words, self.key, self.model = context_words, key, model
         self.say = say or reply  # the text of a reply, fixed by the request's body
         self.down = False  # every connection is cut before an answer
+        self.hold_from: int | None = None  # requests from this number on get no answer while it is set
         self.log: list[Served] = []
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
@@ -139,6 +141,8 @@ class FaultServer:
                 await asyncio.sleep(self.delay_s * (0.5 + int(key[:4], 16) / 0xFFFF))
             if kind == "hang":
                 await asyncio.sleep(self.hang_s)
+            while self.hold_from is not None and number >= self.hold_from:
+                await asyncio.sleep(0.01)
             status, answer, headers = self._answer(kind, body)
             await _send(send, status, answer, headers, whole=kind != "cut-off transfer")
         finally:
@@ -253,8 +257,14 @@ def served(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join()
         listener.close()
+
+
+def settle(url: str) -> None:
+    """Return once the server has read what was sent to it before, also by a process that is dead."""
+    for _ in range(2):
+        httpx.get(f"{url}/models", timeout=120.0, trust_env=False)
 
 
 def main() -> int:
@@ -264,6 +274,7 @@ def main() -> int:
     parser.add_argument("--delay-s", type=float, default=0.0)
     args = parser.parse_args()
     server, listener, port = _server(FaultServer(FAULTS if args.faults else (), args.delay_s))
+    listener.listen(4096)  # from now on a connection waits, though nobody accepts it yet
     args.port_file.write_text(str(port))
     server.run(sockets=[listener])
     return 0

@@ -24,7 +24,7 @@ WORDS = ("today", "house", "quiet", "evening", "brother", "walk", "table", "lett
 
 def judges(url: str, n: int = 1, **change: Any) -> list[dict[str, Any]]:
     """Entries of one endpoint that differ in name and seed."""
-    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 2.0} | change
+    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 60.0} | change
     sampling = {"temperature": 0.0, "max_tokens": 512}
     return [
         {"name": f"judge-{i}", "family": "made-up", "endpoint": endpoint, "sampling": sampling, "seed": i}

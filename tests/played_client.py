@@ -27,7 +27,7 @@ SHARE = 0.5  # of drafts that leave the script
 
 def client(url: str, **change: Any) -> dict[str, Any]:
     """The key `client` of a config; `change` is the endpoint's."""
-    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 2.0} | change
+    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 60.0} | change
     return {"endpoint": endpoint, "sampling": {"temperature": CLIENT_TEMPERATURE, "max_tokens": 96}}
 
 

@@ -98,7 +98,7 @@ def write_config(folder: Path, url: str, seeds: list[str], **change: Any) -> Pat
         "sources": [{"kind": "text", "path": str(folder / "seeds.txt"), "licence": "own"}],
         "language": None,
         "allow_minors": False,
-        "endpoint": {"base_url": url, "model": MODEL, "price": price, "timeout_s": 4.0, "max_concurrent": 8},
+        "endpoint": {"base_url": url, "model": MODEL, "price": price, "timeout_s": 60.0, "max_concurrent": 8},
         "sampling": {"temperature": 0.9, "max_tokens": 2000},
         "near_duplicate": 0.8,
         "least": {"linguistic_complexity": 1},

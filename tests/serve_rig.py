@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from psychepass.weights import BUNDLED, resolve
 
-READY_S = 240.0
+READY_S = 600.0
 
 
 @contextmanager
 def smollm2_served(log: Path) -> Iterator[tuple[str, str]]:
     """(base URL, model); what the server says goes to `log`."""
     model = str(resolve(BUNDLED))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = _free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1"]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("wb") as out:
@@ -34,14 +33,27 @@ def smollm2_served(log: Path) -> Iterator[tuple[str, str]]:
             yield f"http://127.0.0.1:{port}/v1", model
         finally:
             server.terminate()
-            server.wait(timeout=60)
+            try:
+                server.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _free_port() -> int:
+    """One that no system hands out by itself, so that nobody takes it in the time that the server needs to start."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port among 100 between 20,000 and 30,000")
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            if httpx.get(f"{url}/health", timeout=2.0).status_code == 200:
+            if httpx.get(f"{url}/health", timeout=10.0).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.2)

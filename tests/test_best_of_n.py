@@ -127,7 +127,7 @@ def made_run(folder: Path, scripts: list[Script], weights: Path) -> Path:
 
 def arguments(run: Path, scorer: Scorer, weights: Path, /, **policy: Any) -> list[str]:
     entry = {"name": "tiny", "kind": "local", "family": "tiny", "weights": str(weights), "prompt": "paper"} | policy
-    sizes = ["n=[1,2]", "draws=3", "scorer_timeout_s=5", f"scorer_url={scorer.url}"]
+    sizes = ["n=[1,2]", "draws=3", "scorer_timeout_s=60", f"scorer_url={scorer.url}"]
     return ["best-of-n", CONFIG, f"run={run}", *sizes, *(f"policy.{k}={json.dumps(v)}" for k, v in entry.items())]
 
 

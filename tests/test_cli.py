@@ -6,7 +6,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,18 +53,14 @@ def test_an_unknown_key_exits_2_and_writes_nothing(
     assert not (tmp_path / "r").exists()
 
 
-def test_help_lists_every_stage_and_is_instant(capsys: pytest.CaptureFixture[str]) -> None:
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "psychepass.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert all(stage in done.stdout for stage in STAGES)
-    assert time.perf_counter() - begun < 5  # torch alone takes longer to import on a busy machine
-    loaded = "import sys, psychepass.cli; print('torch' in sys.modules, 'pydantic' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=ROOT).stdout
-        == "False False\n"
-    )
+def test_help_lists_every_stage_and_is_instant() -> None:
+    """It imports none of the packages that take long, whatever the machine makes of a second."""
+    program = "import sys; from psychepass.cli import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    *said, modules = done.stdout.splitlines()
+    assert all(stage in "\n".join(said) for stage in STAGES)
+    slow = {"torch", "transformers", "numpy", "pydantic", "openai", "httpx", "verl", "matplotlib"}
+    assert "psychepass.cli" in modules.split() and not slow & set(modules.split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,9 @@ def shown(session: Session, turn: int) -> list[dict[str, str]]:
 
 
 def test_300_conversations_end_with_nothing_lost_nothing_invented_and_each_failure_counted(tmp_path: Path) -> None:
-    server = FaultServer(FAULTS, hang_s=9.0)
+    server = FaultServer(FAULTS, hang_s=60.0)
     with served(server) as url:
-        therapists = contestants(url, max_concurrent=100, timeout_s=4.0)
+        therapists = contestants(url, max_concurrent=40, timeout_s=4.0)
         config = write_config(tmp_path, therapists, clients=20, seeds=[0, 1, 2, 3, 4])
         assert cli(["simulate", str(config)]) == 0
         asked = len(server.log)
@@ -62,15 +63,16 @@ def test_300_conversations_end_with_nothing_lost_nothing_invented_and_each_failu
     assert len({tuple(t.therapist for t in s.turns) for s in sessions}) == 300 - len(failures)
     # each failure counted: by the server, in the ledger, in the records
     by_server = Counter(OUTCOMES.get(s.kind, s.kind) for s in server.log)
-    by_ledger = Counter(c.outcome for c in read_calls(tmp_path / "run" / "ledger_simulate.jsonl"))
+    calls = list(read_calls(tmp_path / "run" / "ledger_simulate.jsonl"))
+    by_ledger = Counter(c.outcome for c in calls)
     assert told_apart_by_time_alone(by_server, by_ledger)
     assert set(by_ledger) == {*OUTCOMES.values(), "error body", "wrong role"}
-    stubborn = Counter(s.key for s in server.log if s.kind in ("empty", "wrong role", "thoughts only"))
-    assert len(failures) == sum(n // 2 for n in stubborn.values()) > 0
+    unreadable = Counter(c.about for c in calls if c.outcome in ("empty", "wrong role"))
+    assert len(failures) == sum(n == 2 for n in unreadable.values()) > 0 and max(unreadable.values()) == 2
     assert {f.reason for f in failures} == {"unreadable reply, twice"} and all(f.usage.cost_usd > 0 for f in failures)
     journal = records.read(tmp_path / "run" / "turns.jsonl", TurnRecord)
     assert len(journal) == by_ledger["ok"]
-    spent = sum(c.cost_usd for c in read_calls(tmp_path / "run" / "ledger_simulate.jsonl"))
+    spent = sum(c.cost_usd for c in calls)
     recorded = sum(r.usage.cost_usd for r in [*journal, *failures])
     assert spent == pytest.approx(recorded)
 
@@ -80,10 +82,10 @@ def test_three_kills_change_no_record_and_repeat_only_calls_in_flight(tmp_path: 
     with served(server) as url:
         therapists = contestants(url, max_concurrent=12)
         plain, killed = (write_config(tmp_path / n, therapists, clients=12) for n in ("plain", "killed"))
-        found = kill_often(server, plain, killed, 3, random.Random(5))
+        found = kill_often(server, url, plain, killed, 3, random.Random(5))
     assert found.kills == 3 and found.missing == found.extra == 0
-    assert found.repeated <= found.in_flight_with_grace and found.repeated <= 3 * 12
-    assert len(said(tmp_path / "plain" / "run")["session_failures.jsonl"]) > 0
+    unreadable = len(said(tmp_path / "plain" / "run")["session_failures.jsonl"])
+    assert found.repeated <= found.unwritten <= 3 * 12 + unreadable and unreadable > 0
 
 
 def test_what_got_no_answer_is_asked_on_the_next_run(
@@ -233,7 +235,20 @@ def test_limits_and_price_may_change_on_a_run_but_not_the_model(
 def test_a_prompt_of_ones_own_and_two_models_in_one_field(tmp_path: Path) -> None:
     own = tmp_path / "mine.txt"
     own.write_text("Listen first. About {target_words} words.\n")
-    one, two = FaultServer(delay_s=0.01), FaultServer(delay_s=0.01, model="made-up-2")
+    both = threading.Barrier(2)
+
+    def say_after_the_other_was_asked() -> Any:
+        left = [both]
+
+        def say(body: dict[str, Any]) -> str:
+            if left:
+                left.pop().wait(timeout=30)
+            return reply(body)
+
+        return say
+
+    one = FaultServer(say=say_after_the_other_was_asked())
+    two = FaultServer(say=say_after_the_other_was_asked(), model="made-up-2")
     with served(one) as url, served(two) as other:
         second = contestants(other, 1, model="made-up-2")[0] | {"name": "two", "prompt": str(own)}
         rules = {"name": "reflector", "kind": "rules", "family": "reflector", "rules": "reflector"}
@@ -246,9 +261,7 @@ def test_a_prompt_of_ones_own_and_two_models_in_one_field(tmp_path: Path) -> Non
         f"made-up-2 at {other}": 2,
         "reflector": 2,
     }
-    # both were asked at once
-    assert min(s.begun_s for s in two.log) < max(s.begun_s for s in one.log)
-    assert min(s.begun_s for s in one.log) < max(s.begun_s for s in two.log)
+    assert not both.broken and len(one.log) == len(two.log) == 2 * 12  # both were asked at once
 
 
 # --- --dry-run --------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from rollout_env.script_source import bank_named
 from rollout_env.script_writer import Pool, read_script, writer_prompt
 from tests import chinese_client
 from tests.endpoint_rig import ROOT, contestants, write_config
-from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, served
+from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, served, settle
 from tests.played_client import client, obedient
 from tests.script_server import FAULTS, SHIPPED, writer
 
@@ -48,7 +48,7 @@ def write_scripts_config(folder: Path, url: str, sets: dict[str, list[str]] | No
     records.write(profiles, [*SHIPPED.values(), LIN])
     held = sets or SPLITS.model_dump() | {"train": [*SPLITS.train, LIN.profile_id]}
     (folder / "splits.yaml").write_text(yaml.safe_dump(held))
-    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 5.0}
+    endpoint = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 60.0}
     config = {
         "run": str(folder / "run"),
         "splits": str(folder / "splits.yaml"),
@@ -143,12 +143,15 @@ def test_kills_lose_at_most_calls_in_flight(tmp_path: Path) -> None:
         config = write_scripts_config(tmp_path, url, endpoint={"max_concurrent": 4})
         command = [sys.executable, "-m", "psychepass.cli", "scripts", str(config)]
         for _ in range(3):
-            before = len(server.log)
+            wanted = len(server.log) + rng.randint(4, 12)
+            server.hold_from = wanted  # however late the kill, it comes before the end
             process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-            while process.poll() is None and len(server.log) < before + rng.randint(4, 12):
+            while process.poll() is None and len(server.log) < wanted:
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
-            assert process.wait() != 0
+            assert process.wait() == -signal.SIGKILL
+            server.hold_from = None
+            settle(url)
             while server.open:
                 time.sleep(0.01)
         subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)

@@ -120,7 +120,7 @@ def overrides(folder: Path, scorer: Scorer, *more: str, heldout_clients: int = 8
         records.write_json(splits, sets)  # JSON is YAML
     rules = [f"{side}={{name: {name}, kind: rules, family: {name}, rules: {name}, weights: null, prompt: null}}"
              for side, name in (("base", "adviser"), ("aligned", "explorer"))]  # fmt: skip
-    return [f"run={folder}", f"splits={splits}", f"scorer_url={scorer.url}", "scorer_timeout_s=5", *rules, *more]
+    return [f"run={folder}", f"splits={splits}", f"scorer_url={scorer.url}", "scorer_timeout_s=60", *rules, *more]
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -231,7 +231,7 @@ def test_a_killed_stage_goes_on(tmp_path: Path, scripts: list[Script], scorer: S
         [sys.executable, "-m", "psychepass.cli", "heldout", CONFIG, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     path = folder / "heldout" / "rewards.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 400
     while not (path.is_file() and path.read_bytes().count(b"\n") >= 3):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

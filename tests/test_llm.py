@@ -28,7 +28,10 @@ from psychepass.llm import (
 )
 from psychepass.pacing import Pace
 from psychepass.schema import Message, Sampling
+from tests.fake_clock import FakeClock, clock
 from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, completion, reply, served
+
+__all__ = ["clock"]  # a fixture
 
 SAMPLING = Sampling(temperature=0.5, max_tokens=40)
 HELLO = (Message(role="system", content="Be kind."), Message(role="user", content="I am tired."))
@@ -42,7 +45,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def endpoint(url: str, **change: Any) -> Endpoint:
-    given = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 5.0}
+    given = {"base_url": url, "model": MODEL, "price": {"input": 1.0, "output": 2.0}, "timeout_s": 60.0}
     return parse(Endpoint, given | change, "here")
 
 
@@ -88,13 +91,14 @@ def test_a_reply_its_usage_and_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["429", "500", "hang", "cut-off JSON", "cut-off transfer", "error body"])
 def test_what_passes_is_tried_again_and_every_try_has_a_line(tmp_path: Path, kind: str) -> None:
     with served(FaultServer((Fault(kind, 1.0, 2),), hang_s=5.0)) as url:
-        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=1.0 if kind == "hang" else 10.0)
+        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=1.0 if kind == "hang" else 60.0)
     lines = list(read_calls(tmp_path / "l.jsonl"))
-    assert isinstance(got, Reply) and got.usage.calls == 3
+    tries = len(lines) if kind == "hang" else 3  # on a busy machine an answer may come too late as well
+    assert isinstance(got, Reply) and got.usage.calls == tries >= 3
     named = {"429": "status 429", "500": "status 500", "hang": "time-out", "cut-off JSON": "broken JSON"}
     named["cut-off transfer"] = "connection"
-    assert [x.outcome for x in lines] == [named.get(kind, kind)] * 2 + ["ok"]
-    assert [x.attempt for x in lines] == [1, 2, 3]
+    assert [x.outcome for x in lines] == [named.get(kind, kind)] * (tries - 1) + ["ok"]
+    assert [x.attempt for x in lines] == list(range(1, tries + 1))
     # what a provider may bill though no reply came, by estimate: the prompt, and what was cut off
     sent = 13 if kind in ("hang", "cut-off JSON", "cut-off transfer") else 0
     assert [(x.prompt_tokens, x.counted) for x in lines[:2]] == [(sent, not sent)] * 2
@@ -121,8 +125,9 @@ def test_what_stays_is_an_error_of_its_kind(
 ) -> None:
     server = FaultServer(context_words=3) if kind == "too long" else always(kind)
     with served(server) as url:
-        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=0.05 if kind == "hang" else 10.0)
-    assert type(got) is error and got.reason == reason and got.usage.calls == tries == len(server.log)
+        (got,) = ask(url, tmp_path / "l.jsonl", "I am tired.", timeout_s=0.05 if kind == "hang" else 60.0)
+    assert type(got) is error and got.reason == reason and got.usage.calls == tries
+    assert len(server.log) == tries or kind == "hang"  # so short a time may be over before the server is asked
     lines = list(read_calls(tmp_path / "l.jsonl"))
     assert [x.outcome for x in lines] == [reason] * tries
     assert sum(x.cost_usd for x in lines) == pytest.approx(got.usage.cost_usd)
@@ -223,29 +228,42 @@ def test_the_check_asks_no_model(tmp_path: Path) -> None:
     assert not server.log and not (tmp_path / "l.jsonl").read_text()
 
 
-def test_requests_and_tokens_a_minute_are_kept(tmp_path: Path) -> None:
+def test_requests_a_minute_are_kept(tmp_path: Path) -> None:
     server = FaultServer()
     with served(server) as url:
         asked_s = time.monotonic()
         ask(url, tmp_path / "l.jsonl", *map(str, range(5)), requests_per_minute=300)
     begun = [x.begun_s for x in server.log]
-    assert len(begun) == 5 and begun[-1] - asked_s > 4 * 0.2 - 0.02  # the server may see the first ones late
+    assert len(begun) == 5 and begun[-1] - asked_s > 4 * 0.2  # the server may see the first ones late
 
+
+def test_tokens_a_minute_are_corrected_by_what_was_used(clock: FakeClock) -> None:
     async def starts() -> list[float]:
         pace, at = Pace(None, 12_000), []  # a token takes 5 ms
         for booked, used in ((100, 20), (50, 50), (50, 100)):
             await pace.start(booked)
-            at.append(time.monotonic())
+            at.append(clock.now_s)
             pace.correct(used - booked)
         await pace.start(1)
-        return [*at, time.monotonic()]
+        return [*at, clock.now_s]
 
-    first, *rest = asyncio.run(starts())
-    assert all(s - 0.02 < t - first < s + 1.0 for t, s in zip(rest, (0.1, 0.35, 0.85), strict=True))
+    begun = clock.now_s
+    assert [t - begun for t in clock.run(starts())] == pytest.approx([0, 0.1, 0.35, 0.85])
 
 
 def test_calls_at_once_are_bounded(tmp_path: Path) -> None:
-    server = FaultServer(delay_s=0.02)
+    class WaitsForSeven(FaultServer):
+        """From the second request on it answers nobody until seven have come at once, but for ten seconds at most."""
+
+        async def _complete(self, body: dict[str, Any], send: Any) -> None:
+            came.append(body)
+            if len(came) == 1 + 7:
+                seven.set()
+            if len(came) > 1:
+                await asyncio.wait_for(seven.wait(), 10.0)
+            await super()._complete(body, send)
+
+    came, seven, server = list[dict[str, Any]](), asyncio.Event(), WaitsForSeven(delay_s=0.02)
     with served(server) as url:
         got = ask(url, tmp_path / "l.jsonl", *map(str, range(30)), max_concurrent=7)
     assert all(isinstance(g, Reply) for g in got) and server.most_open == 7

@@ -16,7 +16,7 @@ from psychepass.schema import ClientLine, Failure, Script, Session, TurnRecord
 from rollout_env.client_lines import adherence
 from rollout_env.passive import minimal_turns
 from rollout_env.profiles import load_profiles
-from tests.endpoint_rig import ROOT, contestants, kill_often, write_config
+from tests.endpoint_rig import ROOT, contestants, kill_often, said, told_apart_by_time_alone, write_config
 from tests.fault_server import ALWAYS, FAULTS, MODEL, Fault, FaultServer, reply, served
 from tests.played_client import client, drawn_kind, hold, is_client, obedient, speak
 from tests.test_endpoints import OUTCOMES
@@ -34,9 +34,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_300_conversations_of_a_played_client_lose_and_invent_nothing_and_count_everything(tmp_path: Path) -> None:
     faults = tuple(f._replace(share=0.002) if f.kind == "hang" else f for f in FAULTS)
-    server = FaultServer(faults, hang_s=25.0, say=speak)
+    server = FaultServer(faults, hang_s=60.0, say=speak)
     with served(server) as url:
-        limits = {"max_concurrent": 100, "timeout_s": 10.0}  # a busy machine answers in less
+        limits = {"max_concurrent": 40, "timeout_s": 10.0}  # a busy machine answers in less
         therapists = contestants(url, **limits)
         code, run = hold(tmp_path, url, therapists, 20, seeds=[0, 1, 2, 3, 4], client=client(url, **limits))
     assert code == 0
@@ -60,9 +60,10 @@ def test_300_conversations_of_a_played_client_lose_and_invent_nothing_and_count_
     # each call counted: by the server, in the ledger, in the records
     by_server = Counter(OUTCOMES.get(s.kind, s.kind) for s in server.log)
     calls = list(read_calls(run / "ledger_simulate.jsonl"))
-    assert by_server == Counter(c.outcome for c in calls)
+    by_ledger = Counter(c.outcome for c in calls)
+    assert told_apart_by_time_alone(by_server, by_ledger)
     kinds = Counter(d.violations[0] for d in lines if not d.text)
-    assert by_server["ok"] == len(journal) + len(lines) - kinds["unreadable"] and kinds["method detail"] > 0
+    assert by_ledger["ok"] == len(journal) + len(lines) - kinds["unreadable"] and kinds["method detail"] > 0
     assert {f.reason for f in failures} == {"unreadable reply, twice", "no client line, twice"}
     spent = sum(r.usage.cost_usd for r in [*journal, *lines, *failures])
     assert sum(c.cost_usd for c in calls) == pytest.approx(spent)
@@ -112,9 +113,10 @@ def test_three_kills_with_a_played_client_change_no_record_and_repeat_only_calls
         therapists = contestants(url, max_concurrent=12)
         change = {"client": client(url, max_concurrent=12)}
         plain, killed = (write_config(tmp_path / n, therapists, clients=8, **change) for n in ("plain", "killed"))
-        found = kill_often(server, plain, killed, 3, random.Random(5))
+        found = kill_often(server, url, plain, killed, 3, random.Random(5))
     assert found.kills == 3 and found.missing == found.extra == 0
-    assert found.repeated <= found.in_flight_with_grace and found.repeated <= 3 * 12
+    unreadable = len(said(tmp_path / "plain" / "run")["session_failures.jsonl"])
+    assert found.repeated <= found.unwritten <= 3 * 12 + unreadable
 
 
 def test_a_line_that_left_its_script_twice_is_spoken_and_counted_and_an_unreadable_one_ends_the_session(

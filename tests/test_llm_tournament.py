@@ -41,9 +41,9 @@ def test_300_conversations_are_judged_with_nothing_lost_nothing_invented_and_eac
     tmp_path: Path,
 ) -> None:
     clients, contestants, presentations = 50, 6, 2 * 50 * 3 * 3
-    server = FaultServer(JUDGE_FAULTS, hang_s=7.0)
+    server = FaultServer(JUDGE_FAULTS, hang_s=60.0)
     with served(server) as url:
-        config = write_run(tmp_path, judges(url, max_concurrent=100, timeout_s=3.0), clients, contestants)
+        config = write_run(tmp_path, judges(url, max_concurrent=40, timeout_s=4.0), clients, contestants)
         assert cli(["tournament", str(config)]) == 0
         asked, ratings = len(server.log), (tmp_path / "run" / "ratings.json").read_bytes()
         assert call_again(config) == 0 and len(server.log) == asked  # nothing is asked again
@@ -228,7 +228,7 @@ def test_three_kills_change_no_record_and_repeat_only_calls_in_flight(tmp_path: 
     with served(server) as url:
         entries = judges(url, 2, max_concurrent=6)
         plain, killed = (write_run(tmp_path / n, entries, 10, 4) for n in ("plain", "killed"))
-        found = kill_often(server, plain, killed, 3, random.Random(5))
+        found = kill_often(server, url, plain, killed, 3, random.Random(5))
     assert found.kills == 3 and found.missing == found.extra == 0
     assert found.repeated <= found.unwritten <= 3 * 2 * 6
     written = said(plain.parent / "run", "tournament")

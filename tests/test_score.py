@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,21 @@ from reward_model.scorer import GroupScorer
 from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_tokenizer
 
+# kills its own process at the n-th tree, as a SIGKILL from outside would
+KILLER = """
+import os, signal, sys
+from psychepass.cli import main
+from reward_model.scorer import GroupScorer
+score_tree, trees = GroupScorer.score_tree, 0
+def counted(*args):
+    global trees
+    trees += 1
+    if trees == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score_tree(*args)
+GroupScorer.score_tree = counted
+main(sys.argv[2:])
+"""
 LINE = {"role": "user", "content": "I can't sleep."}
 REPLY = {"role": "assistant", "content": "You lie awake."}
 SYSTEM = {"role": "system", "content": "You are a counselor."}
@@ -84,20 +98,17 @@ def test_a_second_call_does_nothing_and_a_changed_file_is_refused(
 
 def test_killed_and_called_again_no_row_is_scored_twice(tmp_path: Path, model: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Night {n}."}, REPLY]} for n in range(400)]
-    command = [sys.executable, "-m", "psychepass.cli", *call(tmp_path, model, rows)]
+    arguments = call(tmp_path, model, rows)
     out = tmp_path / "run" / "scores.jsonl"
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (out.is_file() and out.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = subprocess.run([sys.executable, "-c", KILLER, "40", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     with out.open("ab") as f:
         f.write(b'{"row": 400, "gr')  # a line half written
     killed = out.read_bytes()
     first = killed[: killed.rfind(b"\n") + 1]
     assert 3 <= first.count(b"\n") < 400
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    command = [sys.executable, "-m", "psychepass.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert out.read_bytes().startswith(first)
     assert sorted(r.row for r in read(tmp_path)) == list(range(1, 401))

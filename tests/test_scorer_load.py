@@ -48,8 +48,8 @@ def test_a_round_over_http_gives_the_rewards_of_the_process_and_keeps_its_time_l
     assert len({g.model_dump_json() for g in groups}) == 6
     assert [g.responses for g in scorer_load.single(groups[:1])] == [(r,) for r in groups[0].responses]
     with served(scorer, max_waiting=2) as url:  # fewer than the callers: refused ones come again
-        whole = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, 60.0))
-        none = asyncio.run(scorer_load.over_http(Scorer(url, 60), groups, 4, -1.0))
+        whole = asyncio.run(scorer_load.over_http(Scorer(url, 300), groups, 4, 300.0))
+        none = asyncio.run(scorer_load.over_http(Scorer(url, 300), groups, 4, -1.0))
     assert whole.rewards == scorer_load.in_process(scorer, groups, 60.0).rewards
     assert len(whole.latency_s) == 6 and whole.seconds >= max(whole.latency_s)
     assert none.latency_s == [] and len(scorer_load.in_process(scorer, groups, -1.0).latency_s) == 1

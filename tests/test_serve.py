@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import torch
 import uvicorn
 from pydantic import ValidationError
 
-from psychepass import records
+from psychepass import records, scoring
 from psychepass.errors import UserError
 from psychepass.schema import Dimension, Message
 from psychepass.scoring import ScoreGroup, Scorer, _refusal
@@ -104,7 +105,7 @@ def answering(*answers: tuple[int, object]):
 
 
 def test_served_rewards_equal_those_in_process_exactly(scorer, url):
-    client = Scorer(url, 20)
+    client = Scorer(url, 120)
     assert client.score(GROUPS) == scorer.score(GROUPS)
     assert client.model == "tiny-rm@0" == client.health()
     assert asyncio.run(client.ascore(GROUPS)) == scorer.score(GROUPS)
@@ -126,7 +127,7 @@ def test_rewards_under_load_are_those_of_a_group_alone(scorer, url):
     ]
     alone = [scorer.score([g]) for g in asked]
     with ThreadPoolExecutor(16) as pool:
-        loaded = list(pool.map(lambda g: Scorer(url, 20).score([g]), asked))
+        loaded = list(pool.map(lambda g: Scorer(url, 120).score([g]), asked))
     for one, many in zip(alone, loaded, strict=True):
         assert many[0] == [pytest.approx(row, abs=2e-6) for row in one[0]]
     values = [row[0] for groups in alone for row in groups[0]]
@@ -165,29 +166,35 @@ def test_rewards_under_load_are_those_of_a_group_alone(scorer, url):
     ],
 )
 def test_bad_input_gets_422_and_one_sentence(url, body, said):
-    reply = httpx.post(f"{url}/score", json=body, trust_env=False)
+    reply = httpx.post(f"{url}/score", json=body, trust_env=False, timeout=60.0)
     assert reply.status_code == 422
     assert said in reply.json()["error"] and "\n" not in reply.json()["error"]
 
 
 def test_text_that_is_not_json_gets_422(url):
-    reply = httpx.post(f"{url}/score", content=b"{nope", headers={"content-type": "application/json"}, trust_env=False)
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(f"{url}/score", content=b"{nope", headers=headers, trust_env=False, timeout=60.0)
     assert reply.status_code == 422 and "JSON" in reply.json()["error"]
 
 
-def test_overload_is_503_with_a_time_and_the_client_tries_again(scorer):
+def test_overload_is_503_with_a_time_and_the_client_tries_again(scorer, monkeypatch):
     body = {"groups": [g.model_dump(mode="json") for g in GROUPS]}
+    begun, score_tree = threading.Event(), scorer.score_tree
+    monkeypatch.setattr(scorer, "score_tree", lambda groups: begun.set() or score_tree(groups))
     with served(scorer, max_waiting=3) as address:
         scorer._lock.acquire()
         try:
             with ThreadPoolExecutor(3) as pool:
-                waiting = [pool.submit(Scorer(address, 20).score, GROUPS) for _ in range(2)]
-                deadline = time.monotonic() + 10
-                while (seen := health(address))["waiting"] != 3 and time.monotonic() < deadline:
+                waiting = [pool.submit(Scorer(address, 120).score, GROUPS)]
+                assert begun.wait(60)  # its first group is under way: a health check's own group waits for nothing
+                waiting.append(pool.submit(Scorer(address, 120).score, GROUPS))
+                deadline = time.monotonic() + 60
+                while (seen := health(address))["waiting"] != 3 or seen["busy_s"] == 0:
+                    assert time.monotonic() < deadline, seen
                     time.sleep(0.02)
                 assert seen["waiting"] == 3 and seen["status"] == "ok" and seen["busy_s"] > 0
-                refused = httpx.post(f"{address}/score", json=body, trust_env=False)
-                later = pool.submit(Scorer(address, 20).score, GROUPS)
+                refused = httpx.post(f"{address}/score", json=body, trust_env=False, timeout=60.0)
+                later = pool.submit(Scorer(address, 120).score, GROUPS)
                 time.sleep(0.2)
                 assert not later.done()
                 scorer._lock.release()
@@ -204,21 +211,21 @@ def test_overload_is_503_with_a_time_and_the_client_tries_again(scorer):
 
 
 def health(address: str) -> dict:
-    return httpx.get(f"{address}/health", trust_env=False).json()
+    return httpx.get(f"{address}/health", trust_env=False, timeout=60.0).json()
 
 
 def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeypatch):
     with served(scorer) as address:
         said = health(address)
-        assert said.pop("busy_s") < 5 and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
-        monkeypatch.setattr(serve, "PROBE_S", 0.05)
-        monkeypatch.setattr(serve, "STUCK_S", 0.1)
+        assert 0 <= said.pop("busy_s") < serve.STUCK_S and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
+        monkeypatch.setattr(serve, "PROBE_S", 0.3)
         with scorer._lock:
             assert health(address)["status"] == "ok", "a pass that has only begun"
-            time.sleep(0.1)
-            assert "tiny-rm@0 has been busy with one pass for 0 s; 0 wait" in health(address)["error"]
+            monkeypatch.setattr(serve, "STUCK_S", 0.0)
+            told = health(address)["error"]
+            assert re.search(r"tiny-rm@0 has been busy with one pass for \d+ s; 0 wait", told), told
             with pytest.raises(UserError, match="status 503"):
-                Scorer(address, 20).health()
+                Scorer(address, 120).health()
 
 
 def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):
@@ -229,11 +236,11 @@ def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):
         broken.score(GROUPS)
     with served(broken) as address:
         with pytest.raises(UserError, match=r"status 500: .*not finite"):
-            Scorer(address, 20).score(GROUPS)
-        deadline = time.monotonic() + 20
+            Scorer(address, 120).score(GROUPS)
+        deadline = time.monotonic() + 120
         with pytest.raises(UserError, match=r"status 503: .*does not answer: .*not finite"):
             while time.monotonic() < deadline:  # while the next group's pass is under way, a busy model is not asked
-                Scorer(address, 20).health()
+                Scorer(address, 120).health()
 
 
 def test_a_taken_port_is_one_clear_error():
@@ -272,31 +279,32 @@ def test_a_scorer_that_is_down_is_named_within_the_time_limit(tmp_path):
         Scorer.of_run(tmp_path, address, 0.3)
     with pytest.raises(UserError, match=r"no healthy scorer at the address in .*scorer.json within 0.3 s"):
         Scorer.of_run(tmp_path, timeout_s=0.3)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # without a limit of its own a call waits for two minutes
 
 
-def test_another_model_at_the_address_is_refused(url, tmp_path):
+def test_another_model_at_the_address_is_refused(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "_pauses", lambda deadline: iter([0.0]))  # it looks once
     records.write_json(tmp_path / "scorer.json", {"url": url, "pid": 1, "model": "other"})
     with pytest.raises(UserError, match="answers for model 'tiny-rm@0', not 'other'"):
-        Scorer.of_run(tmp_path, timeout_s=0.3)
+        Scorer.of_run(tmp_path)
     with pytest.raises(UserError, match="changed its model from 'other' to 'tiny-rm@0'"):
-        Scorer(url, 20, model="other").score(GROUPS)
+        Scorer(url, 120, model="other").score(GROUPS)
 
 
 def test_a_busy_scorer_is_asked_again_when_it_says():
     def answer(wait: str) -> tuple[str, float]:
         reply = httpx.Response(503, headers={"Retry-After": wait}, text="busy")
-        return _refusal(reply, 0.2, time.monotonic() + 3)
+        return _refusal(reply, 0.2, time.monotonic() + 1000)
 
     assert answer("2") == ("status 503: busy", 2.0)
     assert answer("0")[1] == 0.2 and answer("Sun, 22 Nov 2026 05:00:00 GMT")[1] == 0.2
-    assert answer("600")[1] == pytest.approx(3, abs=0.1), "never beyond the caller's own time limit"
+    assert 900 < answer("6000")[1] <= 1000, "never beyond the caller's own time limit"
 
 
 def test_a_busy_scorer_is_asked_again():
     rewards = {"model": "m", "rewards": [[[1, 2, 3], [4, 5, 6]]]}
     with answering((503, {"error": "busy"}), (502, b"bad gateway"), (200, rewards)) as address:
-        assert Scorer(address, 20).score(GROUPS[:1]) == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]
+        assert Scorer(address, 120).score(GROUPS[:1]) == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]
 
 
 @pytest.mark.parametrize(
@@ -319,4 +327,4 @@ def test_a_busy_scorer_is_asked_again():
 )
 def test_nonsense_is_an_error_and_never_a_reward(status, body, said):
     with answering((status, body)) as address, pytest.raises(UserError, match=said):
-        Scorer(address, 20).score(GROUPS[:1])
+        Scorer(address, 120).score(GROUPS[:1])

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rl.reward import Gather, group_scores
 from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 REPLIES = ("You feel tired.", "Go on.", "What keeps you awake?")
 
 
@@ -61,7 +61,7 @@ def service(run: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def holder(process: subprocess.Popen[str]) -> psutil.Process:
@@ -70,8 +70,15 @@ def holder(process: subprocess.Popen[str]) -> psutil.Process:
     return child
 
 
-def sample_and_score(scorer: Scorer, numbers: range, results: dict[int, Any]) -> threading.Thread:
-    """A GRPO worker: for each group, its replies join one after another and are scored in one call."""
+def sample_and_score(
+    scorer: Scorer, numbers: range, results: dict[int, Any], go_on: threading.Event | None = None
+) -> threading.Thread:
+    """A GRPO worker: for each group, its replies join one after another and are scored in one call.
+
+    With `go_on` at most half of the groups are asked about at once, and after the first result nothing more is done
+    until it is set.
+    """
+    at_once = asyncio.Semaphore(len(numbers) // 2 if go_on else len(numbers))
 
     async def score(number: int, texts: list[str]) -> list[tuple[float, list[float]]]:
         asked = group(number).model_copy(update={"responses": tuple(texts)})
@@ -79,8 +86,11 @@ def sample_and_score(scorer: Scorer, numbers: range, results: dict[int, Any]) ->
         return list(zip(group_scores(rewards_RD), rewards_RD, strict=True))
 
     async def of_group(gather: Gather, number: int) -> None:
-        joins = [gather.join(str(number), 3, text, lambda t: score(number, t), 0.2) for text in REPLIES]
-        results[number] = await asyncio.gather(*joins, return_exceptions=True)
+        async with at_once:
+            joins = [gather.join(str(number), 3, text, lambda t: score(number, t), 0.2) for text in REPLIES]
+            results[number] = await asyncio.gather(*joins, return_exceptions=True)
+        if go_on:
+            go_on.wait()
 
     async def all_groups() -> None:
         gather = Gather()
@@ -94,9 +104,21 @@ def sample_and_score(scorer: Scorer, numbers: range, results: dict[int, Any]) ->
 def stopped(process: psutil.Process) -> None:
     """Stop it, so that whoever asks now waits with the request under way."""
     process.suspend()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def dead(*processes: psutil.Process) -> None:
+    """Kill them; what they held is free."""
+    for process in processes:
+        process.kill()
+    deadline = time.monotonic() + 60
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
 
 def check(results: dict[int, Any], rewards: list[list[list[float]]]) -> None:
@@ -108,19 +130,21 @@ def check(results: dict[int, Any], rewards: list[list[list[float]]]) -> None:
 
 def test_a_service_whose_model_process_is_killed_goes_on_and_the_callers_get_their_rewards(run: Path) -> None:
     with service(run) as process:
-        scorer = Scorer.of_run(run, timeout_s=90)
+        scorer = Scorer.of_run(run, timeout_s=240)
         before = holder(process)
         address = records.read_json(run / "scorer.json")
         results: dict[int, Any] = {}
-        waiting = sample_and_score(scorer, range(60), results)
+        go_on = threading.Event()
+        waiting = sample_and_score(scorer, range(60), results, go_on)
         while not results and waiting.is_alive():
             time.sleep(0.001)
         stopped(before)
+        go_on.set()
         time.sleep(0.5)
         answered = len(results)
         assert 1 <= answered < 60, "the others' requests are with the service, longer than a sibling may wait"
         before.kill()
-        waiting.join(90)
+        waiting.join(240)
         check(results, expected(run, range(60)))
         assert holder(process).pid != before.pid
         assert records.read_json(run / "scorer.json") == address, "the address stays"
@@ -130,28 +154,26 @@ def test_a_service_whose_model_process_is_killed_goes_on_and_the_callers_get_the
 
 def test_a_service_killed_whole_and_started_again_elsewhere_is_found(run: Path) -> None:
     with service(run) as process:
-        scorer = Scorer.of_run(run, timeout_s=90)
+        scorer = Scorer.of_run(run, timeout_s=240)
         child, old = holder(process), scorer.url
         stopped(child)
         results: dict[int, Any] = {}
         waiting = sample_and_score(scorer, range(4), results)
         time.sleep(0.3)
-        process.kill()
-        child.kill()
-        time.sleep(0.3)
+        dead(psutil.Process(process.pid), child)
         assert not results and (run / "scorer.json").exists(), "nobody could take the old address away"
     with socket.socket() as other:  # somebody has the old port, and listens to nobody
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", int(old.rsplit(":", 1)[1])))
         with service(run):
-            waiting.join(90)
+            waiting.join(240)
         check(results, expected(run, range(4)))
         assert scorer.url != old
 
 
 def test_a_scorer_that_never_comes_back_is_one_error_and_no_reward(run: Path) -> None:
     with service(run) as process:
-        scorer = Scorer.of_run(run, timeout_s=60)
+        scorer = Scorer.of_run(run, timeout_s=240)
         scorer.timeout_s = 3
         stopped(holder(process))
         results: dict[int, Any] = {}
@@ -160,8 +182,8 @@ def test_a_scorer_that_never_comes_back_is_one_error_and_no_reward(run: Path) ->
         time.sleep(0.3)
         holder(process).kill()
         process.kill()
-        waiting.join(30)
-    assert 2.5 < time.monotonic() - begun < 15
+        waiting.join(120)
+    assert 3 <= time.monotonic() - begun < 60
     assert len(results) == 2
     for errors in results.values():
         assert all(isinstance(e, UserError) for e in errors) and len(errors) == 3
@@ -173,10 +195,10 @@ def test_another_model_in_its_place_is_refused(run: Path, tmp_path: Path) -> Non
     card = models.save(model, tiny_tokenizer(), tmp_path / "other", "tiny", 256, 64)
     models.finish(model, tmp_path / "other", card)
     with service(run):
-        first = Scorer.of_run(run, timeout_s=60)
+        first = Scorer.of_run(run, timeout_s=240)
     again = Scorer(**first.arguments())
     with service(run, f"model={tmp_path / 'other'}"):
-        Scorer.of_run(run, timeout_s=60)
+        Scorer.of_run(run, timeout_s=240)
         with pytest.raises(UserError, match=f"changed its model from '{first.model}' to '{card.model}'"):
             again.score([group(0)])
 
@@ -184,7 +206,7 @@ def test_another_model_in_its_place_is_refused(run: Path, tmp_path: Path) -> Non
 def test_no_model_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "serve.yaml").write_text(json.dumps({"run": str(tmp_path)}))
     with service(tmp_path) as process:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     assert process.returncode == 2
     assert error.count("\n") == 1 and "no finished reward model here" in error, error
 
@@ -218,7 +240,7 @@ except UserError as e:
 )
 def test_a_child_that_keeps_dying_is_given_up(when: str, within_s: str, lives: int, said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KEPT, when, within_s], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", KEPT, when, within_s], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
     )
     *pids, last = done.stdout.splitlines()
     assert len(set(pids)) == lives and said in last, done
@@ -235,7 +257,7 @@ def test_deaths_that_lie_far_apart_are_not_counted_together() -> None:
     assert process.stdout is not None
     assert len({process.stdout.readline() for _ in range(8)}) == 8
     os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
 
 
 def test_a_child_ends_with_its_keeper_also_where_that_is_killed() -> None:
@@ -245,4 +267,4 @@ def test_a_child_ends_with_its_keeper_also_where_that_is_killed() -> None:
     child = psutil.Process(int(process.stdout.readline()))
     process.kill()
     process.communicate()
-    assert psutil.wait_procs([child], timeout=20)[0] == [child]
+    assert psutil.wait_procs([child], timeout=120)[0] == [child]

@@ -19,6 +19,8 @@ from tests.endpoint_rig import contestants, write_config
 from tests.played_client import client
 from tests.serve_rig import smollm2_served
 
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
@@ -36,7 +38,7 @@ def test_smollm2_behind_transformers_serve_plays_a_tournament(
 ) -> None:
     monkeypatch.chdir(ROOT)
     url, model = smollm2
-    change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 120.0}
+    change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 300.0}
     therapists = [
         t | {"sampling": {"temperature": temperature, "max_tokens": 12}}
         for t, temperature in zip(contestants(url, 2, **change), (0.0, 0.9), strict=True)
@@ -75,7 +77,7 @@ def test_smollm2_as_the_client_too_is_no_client_which_is_counted_and_not_fatal(
 ) -> None:
     monkeypatch.chdir(ROOT)
     url, model = smollm2
-    change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 240.0}
+    change = {"model": model, "unlisted": True, "max_concurrent": 2, "timeout_s": 300.0}
     therapists = [contestants(url, 1, **change)[0] | {"sampling": {"temperature": 0.9, "max_tokens": 8}}]
     played = client(url, **change) | {"sampling": {"temperature": 0.7, "max_tokens": 12}}
     assert cli(["simulate", str(write_config(tmp_path, therapists, clients=1, client=played))]) == 0

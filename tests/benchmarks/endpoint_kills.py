@@ -7,11 +7,9 @@
 
 A server in this process answers by a hash of the messages, with some 429s, 500s and replies that stay unreadable. One
 run is left alone; the other is killed, called again, killed again, and ended. Exits 1 where a record is missing or too
-many, or where more calls were repeated than were in flight at the kills: the server had not finished its answer, or the
-client had not written it down, i.e. there was no line of it in the ledger or, of an answer to a judge's prompt, among
-the replies. In `simulate` an unreadable first answer is in the ledger only, and after a kill between it and the second
-both are asked again; there a call counts as in flight as well if it was the last of its conversation and answered less
-than a quarter of a second before.
+many, or where more calls were repeated than were in flight at the kills: the client had not written them down, i.e.
+there was no line of them in the ledger or, of an answer, no record. In `simulate` an unreadable first answer is in the
+ledger only, and after a kill between it and the second both are asked again; both count.
 """
 
 from __future__ import annotations
@@ -71,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     server = FaultServer(faults, args.delay_s, say=speak if args.client else None)
     with tempfile.TemporaryDirectory() as name, served(server) as url:
         plain, killed = configs(args, Path(name), url)
-        found = kill_often(server, plain, killed, args.kills, random.Random(args.seed))
+        found = kill_often(server, url, plain, killed, args.kills, random.Random(args.seed))
     rows: list[dict[str, Any]] = [
         {"name": f"endpoint kills, {args.stage}: {k.replace('_', ' ')}", "value": v, "low": v, "high": v}
         for k, v in found._asdict().items()
@@ -82,15 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"kills: {found.kills} of {args.kills} asked for; up to {args.concurrent} calls at once of each model")
     if args.json:
         records.write_json(args.json, rows)
-    return 1 if lost(found, args.stage) or found.kills < args.kills else 0
+    return 1 if lost(found) or found.kills < args.kills else 0
 
 
-def lost(found: Kills, stage: str) -> bool:
+def lost(found: Kills) -> bool:
     """Whether a record is missing or too many, or more calls were repeated than were in flight."""
-    in_flight = found.unwritten
-    if stage == "simulate":
-        in_flight = max(in_flight, found.in_flight_with_grace)
-    return bool(found.missing or found.extra or found.repeated > in_flight)
+    return bool(found.missing or found.extra or found.repeated > found.unwritten)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from psychepass.run import say
 MARK = "PSYCHEPASS_RAY"
 ROOT = Path(__file__).resolve().parent.parent
 SCHEDULING_CPUS = 16  # tokens for Ray's scheduler; verl's small helper actors ask for one each
-START_S = 300  # on a busy machine Ray's processes take longer to start than Ray waits for them
+START_S, STARTS = 300, 2  # on a busy machine Ray's processes take longer to start than Ray waits for them
 
 
 @contextmanager
@@ -49,14 +49,7 @@ def ray_session(
     os.environ[MARK] = str(temp)  # only while Ray starts: other children of this process are not Ray's
     try:
         tokens = {"num_gpus": workers} if on_cpu else {}
-        with _patient_start():
-            _init(
-                {**environment, "TMPDIR": str(temp)},
-                num_cpus=max(SCHEDULING_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                _temp_dir=str(temp),
-                **tokens,
-            )
+        _start(temp, environment, tokens)
         del os.environ[MARK]
         yield
     except BaseException:
@@ -86,8 +79,30 @@ def _init(environment: dict[str, str], **kwargs: Any) -> None:
     _ray().init(runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR", **kwargs)
 
 
+def _start(temp: Path, environment: dict[str, str], tokens: dict[str, int]) -> None:
+    """A cluster under `temp`; once more where that fails: a raylet gives up on its agents, whatever is set."""
+    for left in reversed(range(STARTS)):
+        try:
+            with _patience():
+                _init(
+                    {**environment, "TMPDIR": str(temp)},
+                    num_cpus=max(SCHEDULING_CPUS, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    _temp_dir=str(temp),
+                    **tokens,
+                )
+            return
+        except Exception as e:
+            if not left:
+                raise
+            say(f"grpo: Ray did not start ({e}); once more")
+            _ray().shutdown()
+            _end(temp, patience_s=0.0)
+            temp.mkdir()
+
+
 @contextmanager
-def _patient_start() -> Iterator[None]:
+def _patience() -> Iterator[None]:
     """Inside, ray.init waits START_S for its raylet in place of 30 s, which no setting of Ray's changes."""
     from ray._private import services
 
@@ -99,7 +114,7 @@ def _patient_start() -> Iterator[None]:
             try:
                 return find(*where)
             except RuntimeError:  # not registered yet
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or not _raylet_lives():
                     raise
             time.sleep(0.1)
 
@@ -108,6 +123,11 @@ def _patient_start() -> Iterator[None]:
         yield
     finally:
         services.get_node = find
+
+
+def _raylet_lives() -> bool:
+    children = psutil.Process().children()
+    return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children if c.is_running())
 
 
 def reap(folder: Path) -> None:

@@ -17,8 +17,8 @@ from reward_model.data import ClientStep
 from reward_model.loss import bradley_terry
 from reward_model.model import RewardModel
 from reward_model.packing import pack_sequence
-from tests.benchmarks import reward_model as benchmark
 from tests.benchmarks import measure, trl_trainer, workloads
+from tests.benchmarks import reward_model as benchmark
 from tests.benchmarks.figures import figure
 from tests.benchmarks.measure import Cost, Job, compare, sample
 

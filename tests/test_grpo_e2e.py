@@ -109,7 +109,7 @@ def test_grpo_from_prompts_to_policy(tmp_path: Path) -> None:
     code, error = stage.call(PYTHONPROFILEIMPORTTIME="1")
     assert code == 0 and "done before" in error
     loaded = {line.rsplit("|", 1)[1].strip() for line in error.splitlines() if line.startswith("import time:")}
-    assert "rl.train" in loaded and not {"torch", "ray", "verl", "transformers"} & loaded, "it is quick"
+    assert "rl.config" in loaded and not {"torch", "ray", "verl", "transformers"} & loaded, "it is quick"
 
 
 def check_policy(run: Path, base: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -53,13 +56,43 @@ def test_a_raylet_that_registers_late_is_waited_for(monkeypatch: pytest.MonkeyPa
         return {"node": "here"}
 
     monkeypatch.setattr(services, "get_node", get_node)
-    with ray_session._patient_start():
+    monkeypatch.setattr(ray_session, "_raylet_lives", lambda: True)
+    with ray_session._patience():
         assert services.get_node("address", "node") == {"node": "here"} and tries == [("address", "node")] * 4
     assert services.get_node is get_node
-    monkeypatch.setattr(ray_session, "START_S", -1)
-    tries.clear()
-    with ray_session._patient_start(), pytest.raises(RuntimeError, match="not registered"):
-        services.get_node("address", "node")
+    for name, value in (("START_S", -1), ("_raylet_lives", lambda: False)):
+        tries.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_session, name, value)
+            with ray_session._patience(), pytest.raises(RuntimeError, match="not registered"):
+                services.get_node("address", "node")
+        assert len(tries) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_start_that_failed_is_cleared_away_and_made_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[subprocess.Popen[bytes]] = []
+
+    def init(fails: int, **_: Any) -> None:
+        if len(left) < fails:
+            left.append(marked(temp))
+            raise RuntimeError("The current node timed out")
+
+    for fails in (1, 2):
+        left.clear()
+        temp = tmp_path / str(fails)
+        temp.mkdir()
+        fake = SimpleNamespace(init=partial(init, fails), shutdown=lambda: None)
+        monkeypatch.setattr(ray_session, "_ray", lambda fake=fake: fake)
+        with nullcontext() if fails == 1 else pytest.raises(RuntimeError, match="timed out"):
+            ray_session._start(temp, {}, {})
+        assert left[0].poll() is not None and temp.is_dir()
+        assert capsys.readouterr().err.count("Ray did not start") == 1
+        for process in left:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.filterwarnings("ignore")

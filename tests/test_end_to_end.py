@@ -23,6 +23,7 @@ from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.timeout(7200)  # the first test is also the one that waits for the whole loop
 CONTESTANTS = "smollm2 smollm2-seed2 reflector explorer"
+SCORER_S = 1500  # it starts beside the stages, on a machine that may be busy
 SPLITS = {"train": 2, "test": 2, "dev": 2, "heldout": 2}
 
 
@@ -64,8 +65,9 @@ class Loop:
                 "validate_every": 2,
                 "validation_prompts": 2,
                 "save_every": 1,
+                "scorer_timeout_s": SCORER_S,
             },
-            "best-of-n": {"policy": base, "n": [1, 2], "draws": 2},
+            "best-of-n": {"policy": base, "n": [1, 2], "draws": 2, "scorer_timeout_s": SCORER_S},
             "heldout": {
                 "splits": str(splits),
                 "sampling": {"max_tokens": 12},
@@ -73,6 +75,7 @@ class Loop:
                 "aligned": {**base, "name": "aligned", "weights": "policy"},
                 "prompts": 2,
                 "samples": 2,
+                "scorer_timeout_s": SCORER_S,
             },
         }
 

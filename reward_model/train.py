@@ -120,6 +120,7 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
             f"{config.validation_clients} leaves none to train on"
         )
     os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder), "WANDB_PROJECT": "psychepass"}
+    os.environ.setdefault("WANDB_X_SERVICE_WAIT", "300")  # its own process is given 30 s to start otherwise
 
     from reward_model.fit import fit
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from psychepass.run import say
 MARK = "PSYCHEPASS_RAY"
 ROOT = Path(__file__).resolve().parent.parent
 SCHEDULING_CPUS = 16  # tokens for Ray's scheduler; verl's small helper actors ask for one each
+START_S, STARTS = 300, 2  # on a busy machine Ray's processes take longer to start than Ray waits for them
 
 
 @contextmanager
@@ -48,13 +49,7 @@ def ray_session(
     os.environ[MARK] = str(temp)  # only while Ray starts: other children of this process are not Ray's
     try:
         tokens = {"num_gpus": workers} if on_cpu else {}
-        _init(
-            {**environment, "TMPDIR": str(temp)},
-            num_cpus=max(SCHEDULING_CPUS, os.cpu_count() or 1),
-            include_dashboard=False,
-            _temp_dir=str(temp),
-            **tokens,
-        )
+        _start(temp, environment, tokens)
         del os.environ[MARK]
         yield
     except BaseException:
@@ -84,6 +79,57 @@ def _init(environment: dict[str, str], **kwargs: Any) -> None:
     _ray().init(runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR", **kwargs)
 
 
+def _start(temp: Path, environment: dict[str, str], tokens: dict[str, int]) -> None:
+    """A cluster under `temp`; once more where that fails: a raylet gives up on its agents, whatever is set."""
+    for left in reversed(range(STARTS)):
+        try:
+            with _patience():
+                _init(
+                    {**environment, "TMPDIR": str(temp)},
+                    num_cpus=max(SCHEDULING_CPUS, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    _temp_dir=str(temp),
+                    **tokens,
+                )
+            return
+        except Exception as e:
+            if not left:
+                raise
+            say(f"grpo: Ray did not start ({e}); once more")
+            _ray().shutdown()
+            _end(temp, patience_s=0.0)
+            temp.mkdir()
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Inside, ray.init waits START_S for its raylet in place of 30 s, which no setting of Ray's changes."""
+    from ray._private import services
+
+    find = services.get_node
+
+    def find_in_time(*where: Any) -> Any:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return find(*where)
+            except RuntimeError:  # not registered yet
+                if time.monotonic() > deadline or not _raylet_lives():
+                    raise
+            time.sleep(0.1)
+
+    services.get_node = find_in_time
+    try:
+        yield
+    finally:
+        services.get_node = find
+
+
+def _raylet_lives() -> bool:
+    children = psutil.Process().children()
+    return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children if c.is_running())
+
+
 def reap(folder: Path) -> None:
     """End the cluster that a killed run of this folder left behind, if one did."""
     path = folder / "ray.json"
@@ -107,18 +153,23 @@ def _keep_logs(temp: Path, target: Path) -> None:
 
 
 def _end(temp: Path, patience_s: float) -> int:
-    """End every process marked with `temp`, after `patience_s` for those that are ending by themselves."""
+    """End every process marked with `temp`, after `patience_s` for those that are ending by themselves.
+
+    Again until none is there: one may start another just before it is killed.
+    """
     deadline = time.monotonic() + patience_s
     while (left := _marked(temp)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=10)
+    ended, deadline = set(left), time.monotonic() + 60
+    while left and time.monotonic() < deadline:
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+        left = _marked(temp)
+        ended.update(left)
     shutil.rmtree(temp, ignore_errors=True)
-    return len(left)
+    return len(ended)
 
 
 def _marked(temp: Path) -> list[psutil.Process]:

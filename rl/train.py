@@ -74,6 +74,7 @@ def _set_environment(config: GRPOConfig, folder: Path) -> None:
 
     os.environ |= verl_config.environment(config)
     os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder)}
+    os.environ.setdefault("WANDB_X_SERVICE_WAIT", "300")  # its own process is given 30 s to start otherwise
     os.environ.setdefault("HF_DATASETS_CACHE", str(folder / "cache"))
 
 

@@ -270,6 +270,12 @@ def environment(config: GRPOConfig) -> dict[str, str]:
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // config.workers)),
             "MALLOC_ARENA_MAX": "2",  # heaps a process: each thread's own one is never given back
             "RAY_worker_niceness": "0",
+            # Ray gives its own processes 5 to 60 s to start, which is too little on a busy machine
+            "RAY_gcs_server_port_wait_time_s": "300",
+            "RAY_gcs_rpc_server_connect_timeout_s": "300",
+            "RAY_gcs_server_request_timeout_seconds": "300",
+            "RAY_agent_register_timeout_ms": "300000",
+            "RAY_worker_register_timeout_seconds": "300",
             # the GPUs that Ray hands out are tokens: nothing is to be hidden from anyone
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,12 +60,15 @@ def letters(text: str, dimension: str) -> float:
 
 
 class Served:
-    """The scorer's address, its calls, and a switch that makes it fail."""
+    """The scorer's address, its calls, a switch that makes it fail, and how many calls it answers before the others
+    must wait for `go_on`."""
 
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[dict[str, Any]] = []
         self.answer: Callable[[dict[str, Any]], tuple[int, Any]] | None = None
+        self.answered_at_once = math.inf
+        self.go_on = threading.Event()
 
 
 @contextmanager
@@ -79,6 +83,8 @@ def http_scorer(reward: Callable[[str, str], float] = letters) -> Iterator[Serve
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             served.calls.append(body)
+            if len(served.calls) > served.answered_at_once:
+                served.go_on.wait()
             if served.answer is not None:
                 self._send(*served.answer(body))
                 return
@@ -102,6 +108,7 @@ def http_scorer(reward: Callable[[str, str], float] = letters) -> Iterator[Serve
     try:
         yield served
     finally:
+        served.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -57,7 +57,11 @@ def one_node(cpus: int) -> Iterator[dict[str, str]]:
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
-            daemon.wait(timeout=30)
+            try:
+                daemon.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -65,7 +69,7 @@ def _sinfo(env: dict[str, str]) -> str:
     return subprocess.run(["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True).stdout
 
 
-def _wait(ready, what: str, timeout_s: float = 60) -> None:
+def _wait(ready, what: str, timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < end, f"{what} did not come up in {timeout_s:.0f} s"
@@ -103,6 +107,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
+MessageTimeout=100
+TCPTimeout=60
+BatchStartTimeout=300
+SlurmdTimeout=0
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,13 @@ def base(tmp_path_factory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("base"))
 
 
-def free_port() -> int:
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nobody else is given until the test ends; the launcher, which reuses addresses, can listen there."""
     with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        yield s.getsockname()[1]
 
 
 def engine(deepspeed: str | None, folder: Path) -> str | None:
@@ -61,9 +65,8 @@ def engine(deepspeed: str | None, folder: Path) -> str | None:
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launcher, "--master_port", str(free_port()), *words]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run([*launcher, *words], cwd=ROOT, env=ENV, capture_output=True, text=True)
 
 
 def start_rm(config: Path, **env: str) -> subprocess.Popen[str]:
@@ -73,9 +76,9 @@ def start_rm(config: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=ENV | {"PATH": path} | env, text=True, **pipes)  # type: ignore[call-overload]
 
 
-def stage_rm(config: Path, launcher: str = "torchrun") -> tuple[int, str]:
+def stage_rm(config: Path, **env: str) -> tuple[int, str]:
     """The stage as a user starts it, on two processes: exit status and what it said."""
-    process = start_rm(config, NPROC="2", LAUNCHER=launcher, MASTER_PORT=str(free_port()))
+    process = start_rm(config, NPROC="2", **env)
     said = process.communicate()[1]
     return process.returncode, said
 
@@ -211,12 +214,12 @@ def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsy
 
 
 @needs_deepspeed
-def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path):
+def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path, port):
     run = write_run(tmp_path / "run", train=2, test=1)
     options = {"lora": {"rank": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True}
     zero3 = str(ROOT / "configs" / "zero3.json")
     config = write_config(tmp_path, run, base, two_pass=True, learning_rate=0.02, deepspeed=zero3, **options)
-    code, said = stage_rm(config, launcher="deepspeed")
+    code, said = stage_rm(config, LAUNCHER="deepspeed", MASTER_PORT=str(port))
     assert code == 0, said[-3000:]
     rows = log_of(run)
     assert len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
@@ -242,11 +245,11 @@ def test_other_ranks_leave_lock_and_manifest_to_rank_0(tmp_path):
         assert other.done
 
 
-def test_two_nodes_train_one_model(base, tmp_path):
+def test_two_nodes_train_one_model(base, tmp_path, port):
     """rm.sh once a node, as rm.sbatch calls it; here both nodes are this machine."""
     run = write_run(tmp_path / "run", train=1, test=1)
     config = write_config(tmp_path, run, base, two_pass=True, epochs=1)
-    nodes = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [start_rm(config, NODE_RANK=str(rank), **nodes) for rank in range(2)]
     said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said[0][-2000:] + said[1][-2000:]

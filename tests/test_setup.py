@@ -19,7 +19,7 @@ def setup(folder: Path) -> subprocess.CompletedProcess[str]:
     for name in ("dirname", "cat", "sha256sum", "cut", "readlink"):
         os.symlink(str(shutil.which(name)), folder / "bin" / name)
     command = ["/bin/bash", str(folder / "launch" / "setup.sh")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_linked_environment_is_refused_and_left_alone(tmp_path: Path) -> None:

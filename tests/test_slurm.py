@@ -28,7 +28,7 @@ def test_a_job_trains_the_reward_model_on_two_processes(tmp_path):
         values = ["--gpus-per-node=0", "--cpus-per-task=2", f"--output={out}", "--wait"]
         command = ["sbatch", *values, "launch/rm.sbatch", str(config)]
         job = env | {"NPROC": "2", "PATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=job, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=job, capture_output=True, text=True, timeout=1500)
     said = out.read_text() if out.is_file() else ""
     assert done.returncode == 0, done.stderr + said[-3000:]
     assert [r["step"] for r in log_of(run)] == [1, 2] and said.count("rm: done in") == 1

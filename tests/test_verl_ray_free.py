@@ -36,7 +36,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(*overrides: str) -> GRPOConfig:
-    keys = [f"responses={RESPONSES}", "lora=null", "max_response_tokens=8", "group_timeout_s=5.0", *overrides]
+    keys = [f"responses={RESPONSES}", "lora=null", "max_response_tokens=8", "group_timeout_s=300.0", *overrides]
     return configs.load(GRPOConfig, ROOT / "configs" / "quickstart" / "grpo.yaml", keys)
 
 
@@ -123,17 +123,17 @@ def test_validation_reports_the_raw_reward(tmp_path: Path, model_path: Path, ser
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("answer", "timeout_s", "reason"),
     [
-        ((500, {"error": "broken"}), "status 500"),
-        ((200, {"model": "letters", "rewards": [[[0.0]]]}), "not 3 responses x 2 dimensions"),
-        ((503, {"error": "busy"}), "gave no rewards within 1 s"),
+        ((500, {"error": "broken"}), 300, "status 500"),
+        ((200, {"model": "letters", "rewards": [[[0.0]]]}), 300, "not 3 responses x 2 dimensions"),
+        ((503, {"error": "busy"}), 1, "gave no rewards within 1 s"),
     ],
 )
 def test_a_failed_score_is_an_error_and_never_zero(
-    tmp_path: Path, model_path: Path, served: Served, answer: Any, reason: str
+    tmp_path: Path, model_path: Path, served: Served, answer: Any, timeout_s: int, reason: str
 ) -> None:
-    config = prepare(tmp_path, model_path, served.url, "scorer_timeout_s=1.0")
+    config = prepare(tmp_path, model_path, served.url, f"scorer_timeout_s={timeout_s}")
     served.answer = lambda _: answer
     out = run_worker(config, "train")
     assert all(reason in e for e in out.non_tensor_batch["error"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_length_is_not_held_against_a_reply_but_repetition_is() -> None:
 def pair(dialogue: str, area: str, words: tuple[int, int], **of: tuple[float, float]) -> experts_feedback.Pair:
     rewritten, own = ({f: of.get(f, (0.0, 0.0))[k] for f in unscripted.FEATURES} for k in (0, 1))
     return experts_feedback.Pair(dialogue, area, words, dict.fromkeys(experts_feedback.LEXICONS, (rewritten, own)))
+
+
+def test_feedback_is_read_by_dialogue_and_area(tmp_path: Path) -> None:
+    label = {"perfect": False, "badareas": ["Questions"], "alternative": "What keeps you awake?"}
+    text = f"### Input:\nSeeker: I lie awake.\nHelper: Go to bed.\n\n### Response:{json.dumps(label)}"
+    file = tmp_path / "feedback.json"
+    file.write_text(json.dumps([{"text": text, "conv_index": n} for n in range(6)]))
+    whole, quick = (experts_feedback.pairs_of(file, quick) for quick in (False, True))
+    assert [(p.dialogue, p.area, p.words) for p in whole] == [(f"dialogue-{n}", "Questions", (4, 3)) for n in range(6)]
+    assert [p.dialogue for p in quick] == ["dialogue-0", "dialogue-5"]
 
 
 def test_feedback_by_hand() -> None:

@@ -31,11 +31,12 @@ class Pair(NamedTuple):
 
 
 def pairs_of(file: Path, quick: bool) -> list[Pair]:
-    from tests.benchmarks.feedback_esconv import AREA_OF, NAME
-    from training.feedback_esconv import conversational
+    from training import feedback_esconv
     from training.imported import checked_rows
 
-    rows = checked_rows(conversational(records.read_json(file), NAME), NAME, "empathy")
+    area_of = {dimension: area for area, dimension in feedback_esconv.AREAS.items()}
+    made = feedback_esconv.conversational(records.read_json(file), file.name)
+    rows = checked_rows(made, file.name, "empathy")
     dialogues = sorted({r.client for r in rows})[:: 5 if quick else 1]
     speaker = {"user": "client", "assistant": "helper"}
     found = []
@@ -45,7 +46,7 @@ def pairs_of(file: Path, quick: bool) -> list[Pair]:
         sides = [[(speaker[m.role], m.content) for m in side] for side in (row.chosen, row.rejected)]
         words = tuple(len(side[-1][1].split()) for side in sides)
         of = {x: tuple(last_reply(side, load_lexicon(x)) for side in sides) for x in LEXICONS}
-        found.append(Pair(row.client, AREA_OF[row.dimension], words, of))  # type: ignore[arg-type]
+        found.append(Pair(row.client, area_of[row.dimension], words, of))  # type: ignore[arg-type]
     return found
 
 

@@ -14,8 +14,8 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
 
     A thread of torch's (gloo's, autograd's) may still hold the last reference to a tensor when the interpreter is
     finalized; it then asks for the lock that nobody gets any more, and the process aborts (pytorch issue 190489):
-    a training that is whole on disk would be called failed by Slurm. Destroying the process group does not end those
-    threads where DeepSpeed holds it too.
+    a training that is whole on disk would be called failed by Slurm. Under ZeRO-3 gloo's threads were still there after
+    the process group had been destroyed.
     """
     code = 1
 

@@ -134,7 +134,7 @@ def kill_often(server: FaultServer, url: str, plain: Path, killed: Path, kills: 
     stage, run = killed.stem, killed.parent / "run"
     in_flight = unwritten = done = 0
     while done < kills:
-        before, written, left = len(server.log), _written(run, stage), max(1, calls - len(server.log))
+        before, since, left = len(server.log), mark(run, stage), max(1, calls - len(server.log))
         wanted = before + rng.randint(1, max(1, int(1.8 * left / (kills - done + 1))))
         server.hold_from = before + left - 1
         process = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -151,7 +151,7 @@ def kill_often(server: FaultServer, url: str, plain: Path, killed: Path, kills: 
         while server.open:  # a call of the dead is over before the next run asks
             time.sleep(0.01)
         in_flight += len(_open_at(server.log[before:], at))
-        unwritten += len(server.log) - before - (_written(run, stage) - written)
+        unwritten += len(server.log) - before - written(run, stage, since)
     server.hold_from = None
     subprocess.run(command(killed), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     repeated = (asked(server) - undisturbed).total()
@@ -163,21 +163,38 @@ def kill_often(server: FaultServer, url: str, plain: Path, killed: Path, kills: 
     )
 
 
-def _written(run: Path, stage: str) -> int:
-    """Calls that no later run repeats: not answered, with their ledger line, or answered, with a record of the answer.
+class Mark(NamedTuple):
+    """Whole rows, so far, of the ledger and of the file that has a record for each answer of a judge or a client."""
+
+    calls: int
+    replies: int
+
+
+def mark(run: Path, stage: str) -> Mark:
+    return Mark(*(len(_whole_rows(path)) for path in _journals(run, stage)))
+
+
+def written(run: Path, stage: str, since: Mark) -> int:
+    """Calls after `since` that no later run repeats: without an answer and in the ledger, or with a record of theirs.
 
     An unreadable first answer to a therapist's prompt gets its record with the second: until then both are repeated.
+    Earlier calls are left out, because an answer that a kill took the record of has one once it is asked for again.
     """
-    calls = _whole_rows(run / f"ledger_{stage}.jsonl")
+    ledger, replies = _journals(run, stage)
+    calls = _whole_rows(ledger)[since.calls :]
     answered = [c["about"] for c in calls if c["outcome"] in ANSWERED]
-    written = len(calls) - len(answered)
+    kept = len(calls) - len(answered) + len(_whole_rows(replies)) - since.replies
     if stage == "tournament":
-        return written + len(_whole_rows(run / "judge_replies.jsonl"))
+        return kept
     turns = {(t["session_key"], str(t["turn"]["turn"])) for t in _whole_rows(run / "turns.jsonl")}
     failed = {f["subject"] for f in _whole_rows(run / "session_failures.jsonl")}
     asked_about = [about.split() for about in answered if not about.endswith(" client")]  # session KEY turn NUMBER
-    written += sum((key, turn) in turns or key in failed for _, key, _, turn in asked_about)
-    return written + len(_whole_rows(run / "client_lines.jsonl"))
+    return kept + sum((key, turn) in turns or key in failed for _, key, _, turn in asked_about)
+
+
+def _journals(run: Path, stage: str) -> tuple[Path, Path]:
+    replies = "judge_replies.jsonl" if stage == "tournament" else "client_lines.jsonl"
+    return run / f"ledger_{stage}.jsonl", run / replies
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:

@@ -91,6 +91,7 @@ def _algorithm(c: GRPOConfig) -> dict[str, Any]:
         actor + "kl_loss_type": "low_var_kl",
         actor + "entropy_coeff": c.entropy_coef,
         actor + "data_loader_seed": c.seed,
+        actor + "fsdp_config.seed": c.seed,
         "actor_rollout_ref.rollout.n": c.responses,
         "actor_rollout_ref.rollout.temperature": c.temperature,
         "actor_rollout_ref.rollout.top_p": 1.0,
@@ -164,6 +165,7 @@ def _lora(c: GRPOConfig, n_layers: int) -> dict[str, Any]:
         "actor_rollout_ref.model.lora_rank": c.lora.rank,
         "actor_rollout_ref.model.lora_alpha": c.lora.alpha,
         "actor_rollout_ref.model.target_modules": rf".*\.layers\.({numbers})\..*_proj",
+        "actor_rollout_ref.model.external_lib": "rl.seeded_lora",  # on CPUs rl.verl_cpu.engine, which imports it
         "actor_rollout_ref.actor.checkpoint.save_lora_only": True,
     }
 

@@ -189,6 +189,25 @@ def test_merged_lora_equals_pefts_own_merge(model_path: Path) -> None:
         torch.testing.assert_close(value, theirs[name], atol=1e-6, rtol=0)
 
 
+def test_loras_first_weights_follow_the_runs_seed_and_nothing_else(tmp_path: Path, model_path: Path) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from rl.verl_cpu.engine import FSDPEngineCPU
+
+    def lora_of(*overrides: str) -> dict[str, torch.Tensor]:
+        torch.seed()  # as in a process that has drawn nobody knows what
+        config = prepare(tmp_path, model_path, "http://127.0.0.1:9", "lora={rank: 4, alpha: 8}", *overrides)
+        engine = object.__new__(FSDPEngineCPU)
+        engine.engine_config = config.actor_rollout_ref.actor.fsdp_config
+        engine.model_config = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+        adapted = engine._build_lora_module(AutoModelForCausalLM.from_pretrained(model_path))
+        return {k: v for k, v in adapted.state_dict().items() if "lora_A" in k}
+
+    first, again, other = lora_of(), lora_of(), lora_of("seed=1")
+    assert first and all(torch.equal(first[k], again[k]) for k in first)
+    assert not any(torch.equal(first[k], other[k]) for k in first)
+
+
 def test_settling_keeps_the_last_complete_checkpoint_and_its_lines(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         (tmp_path / "checkpoints" / f"global_step_{step}").mkdir(parents=True)

@@ -23,6 +23,7 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.utils import detach_tree
 
 from psychepass.matmul import fast_fp32
+from rl import seeded_lora  # noqa: F401
 from rl.packing import pack
 
 verl: Any = transformer_impl  # verl's decorators hide the types

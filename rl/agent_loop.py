@@ -72,10 +72,12 @@ class SingleTurnLoop(AgentLoopBase):
         dimensions, context = dimensions_of(row["extra_info"]), context_of(messages)
 
         async def score(texts: list[str]) -> list[tuple[float, list[float]]]:
-            group = ScoreGroup(context=context, responses=tuple(texts), dimensions=dimensions)
+            ordered = sorted(texts)  # siblings join in any order, and the last digits of a reward follow it
+            group = ScoreGroup(context=context, responses=tuple(ordered), dimensions=dimensions)
             rewards_RD = (await self.scorer.ascore([group]))[0]
             scores_R = [sum(r) / len(r) for r in rewards_RD] if validates else group_scores(rewards_RD)
-            return list(zip(scores_R, rewards_RD, strict=True))
+            found = dict(zip(ordered, zip(scores_R, rewards_RD, strict=True), strict=True))
+            return [found[text] for text in texts]
 
         text = self.codec.decode(output.response_ids, skip_special_tokens=True).strip()
         size = self.rollout_config.val_kwargs.n if validates else self.rollout_config.n

@@ -1,8 +1,8 @@
 """LoRA's first weights by the run's seed.
 
 verl draws them from whatever state its worker's generator has, so that two runs of one seed differ from their first
-update on; its own switch (`full_determinism`) would also slow down every kernel. Named by verl's `external_lib`, so
-that each training worker loads it.
+update on; on GPUs its own switch (`full_determinism`) would slow down every kernel too. Named by verl's
+`external_lib`, so that each training worker loads it.
 """
 
 from __future__ import annotations

@@ -92,10 +92,13 @@ class GRPOTrainer(Sync):
         self._save_due = True
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """On CPUs siblings stay together, because they share their prompt in the forward pass."""
+        """On CPUs siblings stay together, because they share their prompt in the forward pass; and by what they say,
+        not by their random keys, so that a run can be made again to the last digit."""
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         if self.config.trainer.device == "cpu":
-            batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
+            data = _get(batch, "prompts", "responses")
+            said_B = [[row.tolist() for row in data[name].unbind(0)] for name in ("prompts", "responses")]
+            batch.reorder(sorted(range(len(batch.keys)), key=list(zip(*said_B, strict=True)).__getitem__))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

@@ -207,6 +207,8 @@ def _on_cpu(c: GRPOConfig) -> dict[str, Any]:
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": c.responses,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": c.responses,
         "actor_rollout_ref.actor.use_torch_compile": False,
+        # otherwise threads add up the gradients of siblings in any order, and a run cannot be made again
+        "actor_rollout_ref.actor.fsdp_config.full_determinism": True,
         "algorithm.rollout_correction.bypass_mode": True,
         model + "external_lib": "rl.verl_cpu.engine",
         model + "override_config.attn_implementation": "sdpa",

@@ -52,7 +52,7 @@ def prepare(folder: Path, model: Path, scorer_url: str, *overrides: str) -> Any:
 
 
 class FakeServer:
-    """Stands for verl's LLMServerClient: says one of our sentences, another for each request."""
+    """Stands for verl's LLMServerClient: says one of our sentences, a shorter one each time."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.n = tokenizer, 0
@@ -61,7 +61,10 @@ class FakeServer:
         from verl.workers.rollout.replica import TokenOutput
 
         self.n += 1
-        ids = [*self.tokenizer(" ".join(["you feel"] * self.n))["input_ids"][:7], self.tokenizer.eos_token_id]
+        ids = [
+            *self.tokenizer(" ".join(["you feel"] * max(1, 7 - self.n)))["input_ids"][:7],
+            self.tokenizer.eos_token_id,
+        ]
         return TokenOutput(token_ids=ids, log_probs=[-1.0] * len(ids), extra_fields={"global_steps": 0})
 
 
@@ -96,6 +99,7 @@ def test_groups_through_verls_dataset_worker_and_advantage(tmp_path: Path, model
     out = run_worker(config, "train")
     groups = [c["groups"][0] for c in served.calls]
     assert len(groups) == 2, "one call a group"
+    assert all(g["responses"] == sorted(g["responses"]) for g in groups), "whichever came first"
     assert all(g["context"][0]["role"] == "user" for g in groups), "the scorer sees no system prompt"
     expected = {
         tuple(g["responses"]): group_scores([[letters(t, d) for d in DIMENSIONS] for t in g["responses"]])
@@ -197,7 +201,7 @@ def test_loras_first_weights_follow_the_runs_seed_and_nothing_else(tmp_path: Pat
     def lora_of(*overrides: str) -> dict[str, torch.Tensor]:
         torch.seed()  # as in a process that has drawn nobody knows what
         config = prepare(tmp_path, model_path, "http://127.0.0.1:9", "lora={rank: 4, alpha: 8}", *overrides)
-        engine = object.__new__(FSDPEngineCPU)
+        engine: Any = object.__new__(FSDPEngineCPU)
         engine.engine_config = config.actor_rollout_ref.actor.fsdp_config
         engine.model_config = omega_conf_to_dataclass(config.actor_rollout_ref.model)
         adapted = engine._build_lora_module(AutoModelForCausalLM.from_pretrained(model_path))

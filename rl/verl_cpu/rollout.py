@@ -81,6 +81,7 @@ class CPUServer:
             batch, self.waiting = self.waiting[:MAX_BATCH], self.waiting[MAX_BATCH:]
             if self.waiting:
                 self.arrived.set()
+            batch.sort(key=lambda item: (item[0].prompt_ids, item[0].seed))  # sums do not depend on what came first
             try:
                 requests = [request for request, _ in batch]
                 loop = asyncio.get_running_loop()

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+for name in ("NO_PROXY", "no_proxy"):  # the tests' servers are on the loopback, whatever proxy leads to the network
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import yaml
 
 from psychepass import records
 from psychepass.config import load
+from psychepass.ledger import Call
 from psychepass.schema import ClientLine, Failure, Record, Session, TurnRecord
 from psychepass.splits import Splits
 from tests import judge_rig
@@ -107,10 +108,13 @@ class Kills(NamedTuple):
     extra: int
 
 
-def told_apart_by_time_alone(by_server: Counter[str], by_ledger: Counter[str]) -> bool:
-    """Whether both count the same outcomes, but for answers that came, on a busy machine, after the caller gave up."""
-    late = by_server - by_ledger
-    return by_ledger - by_server == Counter({"time-out": late.total()} if late else {})
+def told_apart_by_time_alone(by_server: Counter[str], calls: Sequence[Call], timeout_s: float) -> bool:
+    """Whether the ledger's calls end as the server counted, but for those that the caller gave up, after `timeout_s`,
+    before the answer came or, on a machine that stood still, before the request was sent."""
+    by_ledger = Counter(c.outcome for c in calls)
+    late, given_up = by_server - by_ledger, by_ledger - by_server
+    waited_s = min((c.seconds for c in calls if c.outcome == "time-out"), default=timeout_s)
+    return set(given_up) <= {"time-out"} and given_up.total() >= late.total() and waited_s >= timeout_s - 0.001
 
 
 def asked(server: FaultServer) -> Counter[str]:

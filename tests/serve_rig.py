@@ -23,7 +23,7 @@ READY_S = 600.0
 def smollm2_served(log: Path) -> Iterator[tuple[str, str]]:
     """(base URL, model); what the server says goes to `log`."""
     model = str(resolve(BUNDLED))
-    port = _free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1"]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("wb") as out:
@@ -40,13 +40,16 @@ def smollm2_served(log: Path) -> Iterator[tuple[str, str]]:
                 server.wait()
 
 
-def _free_port() -> int:
-    """One that no system hands out by itself, so that nobody takes it in the time that the server needs to start."""
+def free_ports(n: int) -> list[int]:
+    """Some that no system hands out by itself, so that nobody takes them in the time that a server needs to start."""
+    found = []
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as s, suppress(OSError):
             s.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port among 100 between 20,000 and 30,000")
+            found.append(port)
+            if len(found) == n:
+                return found
+    raise AssertionError(f"no {n} free ports among 100 between 20,000 and 30,000")
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.serve_rig import free_ports
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo", "scontrol")
 NODE = "localhost"
 
@@ -30,12 +32,6 @@ def missing() -> str | None:
 
 def _find(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @contextmanager
@@ -92,11 +88,11 @@ def _munged(folder: Path) -> subprocess.Popen[bytes]:
 def _write_conf(folder: Path, cpus: int) -> Path:
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    conf = folder / "slurm.conf"
+    conf, ports = folder / "slurm.conf", free_ports(2)
     conf.write_text(f"""ClusterName=test
 SlurmctldHost={socket.gethostname()}(127.0.0.1)
-SlurmctldPort={_free_port()}
-SlurmdPort={_free_port()}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 CryptoType=crypto/munge

@@ -1,12 +1,14 @@
-"""What the kills are measured with: an answer whose record a kill took counts once, in the run that was killed."""
+"""What the tests of endpoints measure with: where an answer whose record a kill took counts; late and unsent calls."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.endpoint_rig import mark, written
+from psychepass.ledger import Call
+from tests.endpoint_rig import mark, told_apart_by_time_alone, written
 
 
 def append(path: Path, *rows: dict[str, Any]) -> None:
@@ -40,3 +42,20 @@ def test_lines_and_judgements_have_files_of_their_own(tmp_path: Path) -> None:
             append(tmp_path / f"ledger_{stage}.jsonl", call(about), call(about), call(about, "status 429"))
             append(tmp_path / replies, {"n": n})
             assert written(tmp_path, stage, since) == 2
+
+
+def ended(outcome: str, seconds: float = 0.1) -> Call:
+    return Call(time="", about="", base_url="", model="", attempt=1, outcome=outcome, seconds=seconds, price=(0.0, 0.0))
+
+
+def test_only_calls_that_were_given_up_may_be_counted_otherwise() -> None:
+    by_server, hung = Counter({"ok": 2, "time-out": 1}), ended("time-out", 4.0)
+    for calls, same in (
+        ([ended("ok"), ended("ok"), hung], True),
+        ([ended("ok"), hung, hung], True),  # the second answer was late
+        ([ended("ok"), ended("ok"), hung, hung], True),  # one was never sent
+        ([ended("ok"), ended("ok"), hung, ended("time-out", 3.9)], False),
+        ([ended("ok"), hung], False),
+        ([ended("ok"), ended("ok"), ended("empty"), hung], False),
+    ):
+        assert told_apart_by_time_alone(by_server, calls, timeout_s=4.0) == same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -35,11 +36,13 @@ MADE = ("scripts.jsonl", "turns.jsonl", "sessions.jsonl", "battles.jsonl", "rewa
 
 
 class Scorer:
-    """GET /health, POST /score: the reward is the number of words a reply, with the dimension's length added."""
+    """GET /health, POST /score: the reward is the number of words a reply, with the dimension's length added.
+
+    Once `answered_at_once` groups are scored, the next ones wait for `go_on`."""
 
     def __init__(self) -> None:
         self.groups: list[dict[str, Any]] = []
-        self.pause_s = 0.0
+        self.answered_at_once, self.go_on = math.inf, threading.Event()
         self.model = "rm-test"
         outer = self
 
@@ -49,7 +52,8 @@ class Scorer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                time.sleep(outer.pause_s)
+                if len(outer.groups) >= outer.answered_at_once:
+                    outer.go_on.wait()
                 outer.groups += body["groups"]
                 self._send({"model": outer.model, "rewards": [outer.reward(g) for g in body["groups"]]})
 
@@ -72,6 +76,7 @@ class Scorer:
         return [[len(r.split()) + 0.1 * len(d) for d in group["dimensions"]] for r in group["responses"]]
 
     def close(self) -> None:
+        self.go_on.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -226,7 +231,7 @@ def interrupt(patch: pytest.MonkeyPatch, model: Any) -> None:
 def test_a_killed_stage_goes_on(tmp_path: Path, scripts: list[Script], scorer: Scorer) -> None:
     folder = run_dir(tmp_path / "runs" / "a", scripts)
     arguments = overrides(folder, scorer, "rows=4", heldout_clients=2)
-    scorer.pause_s = 0.15
+    scorer.answered_at_once = 5  # of sixteen: however late the kill, it comes before the end
     child = subprocess.Popen(
         [sys.executable, "-m", "psychepass.cli", "heldout", CONFIG, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -239,7 +244,7 @@ def test_a_killed_stage_goes_on(tmp_path: Path, scripts: list[Script], scorer: S
     child.wait()
     written = path.read_bytes()
     kept = written[: written.rfind(b"\n") + 1]
-    scorer.pause_s = 0.0
+    scorer.go_on.set()
     heldout.main(CONFIG, arguments)
     assert path.read_bytes().startswith(kept)
     assert len(records.read(path, paired_rewards.PromptRewards)) == 16

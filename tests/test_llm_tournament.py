@@ -66,7 +66,7 @@ def test_300_conversations_are_judged_with_nothing_lost_nothing_invented_and_eac
     # each failure counted: by the server, in the ledger, in the records
     calls = list(read_calls(run / "ledger_tournament.jsonl"))
     by_server, by_ledger = Counter(OUTCOMES.get(s.kind, s.kind) for s in server.log), Counter(c.outcome for c in calls)
-    assert told_apart_by_time_alone(by_server, by_ledger)
+    assert told_apart_by_time_alone(by_server, calls, timeout_s=4.0)
     assert set(by_ledger) == {*OUTCOMES.values(), "error body", "wrong role"}
     assert len(replies) == by_ledger["ok"] + by_ledger["empty"] + by_ledger["wrong role"]
     faulty = Counter((r.session_a, r.session_b) for r in replies if r.fault)
@@ -129,7 +129,7 @@ def test_on_a_resume_a_judge_that_is_down_holds_up_no_other(tmp_path: Path, caps
         config = write_run(tmp_path, [*judges(url, 1), judges(other, 2)[1]], 4, 4)
         assert cli(["tournament", str(config), "budget_usd=0.03"]) == 2
         asked, down.down = len(down.log), True
-        assert 0 < asked < 16
+        assert 0 < asked < 32  # all of the first round, where the other server is slow
         assert cli(["tournament", str(config)]) == 75
         assert f": {MODEL} at {other}: cannot be reached)" in capsys.readouterr().err
         assert len(up.log) >= 16 and len(down.log) == asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,10 @@ from tests.conftest import ROOT
 
 
 def marked(temp: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "600"], env=os.environ | {ray_session.MARK: str(temp)})
+    process = subprocess.Popen(["sleep", "600"], env=os.environ | {ray_session.MARK: str(temp)})
+    while ray_session.MARK not in psutil.Process(process.pid).environ():  # empty until its exec is over
+        time.sleep(0.001)
+    return process
 
 
 def test_a_process_that_is_started_while_the_others_are_ended_is_ended_too(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,8 @@ def test_two_nodes_train_one_model(base, tmp_path, port):
     config = write_config(tmp_path, run, base, two_pass=True, epochs=1)
     nodes = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [start_rm(config, NODE_RANK=str(rank), **nodes) for rank in range(2)]
-    said = [process.communicate()[1] for process in both]
+    with ThreadPoolExecutor() as pool:  # both at once: neither waits for the other to be read
+        said = list(pool.map(lambda process: process.communicate()[1], both))
     assert [process.returncode for process in both] == [0, 0], said[0][-2000:] + said[1][-2000:]
     assert [text.count("rm: done in") for text in said] == [1, 0]
     models.load(run / "reward_model")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -268,15 +269,16 @@ def test_groups_must_end_with_the_client():
 
 
 def test_a_scorer_that_is_down_is_named_within_the_time_limit(tmp_path):
-    with served_port() as port:
-        address = f"http://127.0.0.1:{port}"
     begun = time.monotonic()
-    with pytest.raises(UserError, match=rf"scorer {address} gave no rewards within 0.3 s \(last: ConnectError"):
-        Scorer(address, 0.3).score(GROUPS)
-    with pytest.raises(UserError, match=r"no rewards within 0.3 s"):
-        asyncio.run(Scorer(address, 0.3).ascore(GROUPS))
-    with pytest.raises(UserError, match=f"no healthy scorer at {address} within 0.3 s"):
-        Scorer.of_run(tmp_path, address, 0.3)
+    with socket.socket() as silent:  # nobody else is given its port, and it does not listen
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"scorer {address} gave no rewards within 0.3 s \(last: ConnectError"):
+            Scorer(address, 0.3).score(GROUPS)
+        with pytest.raises(UserError, match=r"no rewards within 0.3 s"):
+            asyncio.run(Scorer(address, 0.3).ascore(GROUPS))
+        with pytest.raises(UserError, match=f"no healthy scorer at {address} within 0.3 s"):
+            Scorer.of_run(tmp_path, address, 0.3)
     with pytest.raises(UserError, match=r"no healthy scorer at the address in .*scorer.json within 0.3 s"):
         Scorer.of_run(tmp_path, timeout_s=0.3)
     assert time.monotonic() - begun < 60  # without a limit of its own a call waits for two minutes

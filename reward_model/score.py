@@ -145,7 +145,7 @@ def _record(row: int, group: ScoreGroup, rewards: Sequence[Sequence[float]], sco
 
 def groups_of(file: Path, dimensions: Sequence[str]) -> Iterator[tuple[int, ScoreGroup]]:
     """Line number and group of each row that is not blank. Raises UserError: a line that is no such row."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:  # json decodes them: a byte order mark is no fault, bytes that are not UTF-8 are one
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -164,6 +164,19 @@ def test_a_row_that_cannot_be_scored_is_named_before_any_is(
     assert main(call(tmp_path, model, ROWS)) == 0, "a mended file may follow"
 
 
+def test_a_byte_order_mark_is_read_over_and_bytes_that_are_not_utf_8_are_named(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = call(tmp_path, model)
+    row = json.dumps(ROWS[1]).encode()
+    (tmp_path / "rows.jsonl").write_bytes(row + b"\r\n" + row.replace(b"awake", b"\xe9veill\xe9") + b"\r\n")
+    assert main(arguments) == 2
+    assert "rows.jsonl, line 2: not JSON ('utf-8' codec can't decode byte 0xe9" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n")
+    assert main(arguments) == 0, "a mended file may follow"
+    assert [r.row for r in read(tmp_path)] == [1, 2]
+
+
 def test_an_empty_file_and_an_unknown_dimension_are_named(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@
   rank_agreement with the tournament          reward_model/agreement.py; null where the run has no ratings.json
 
 Every number is {"value", "low", "high", "n", "n_clients"}; only the first accuracy is spelt out at the top.
+`untrained` names dimensions of test pairs that the model was never trained on; null where its card does not say.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import say, stage_run
 from psychepass.schema import PreferencePair, Session
-from reward_model.inputs import sessions_of
+from reward_model.inputs import sessions_of, untrained
 
 if TYPE_CHECKING:
     from reward_model.data import Ask, Tally
+    from reward_model.model import Card
 
 FOLDER = "reward_model"
 FIGURE = "rm_reliability"
@@ -81,11 +83,15 @@ def evaluate(run_dir: Path, folder: Path) -> dict[str, Any]:
     sessions = sessions_of(pairs, run_dir / "sessions.jsonl", also=rated)
     played = [s for s in sessions.values() if rated(s)]
     read = Tally()
-    rewards, model = score_asks(folder, [accuracy.asks_of(test), agreement.asks_of(played)], sessions, read)
+    rewards, card = score_asks(folder, [accuracy.asks_of(test), agreement.asks_of(played)], sessions, read)
     say(f"rm-eval: {read}")
+    unlearnt = untrained(card.dimensions, (p.dimension for p in test))
+    if unlearnt:
+        say(f"rm-eval: {card.model} was never trained on {', '.join(unlearnt)}, which test pairs are about")
     train = [p for p in pairs if p.split == "train"]
     return {
-        "model": model,
+        "model": card.model,
+        "untrained": unlearnt,
         "split": "test",
         "read": asdict(read),
         **accuracy.measure(test, train, sessions, rewards, left_out=left_out(folder)),
@@ -110,8 +116,8 @@ def score_asks(
     wanted: Sequence[Mapping[str, Mapping[Ask, None]]],
     sessions: Mapping[str, Session],
     read: Tally | None = None,
-) -> tuple[dict[tuple[str, Ask], float], str]:
-    """Each reward asked for, by session id and ask, and the model's id; a session is encoded once, and counted.
+) -> tuple[dict[tuple[str, Ask], float], Card]:
+    """Each reward asked for, by session id and ask, and the model's card; a session is encoded once, and counted.
 
     Raises:
         UserError: a reward that is not finite.
@@ -138,7 +144,7 @@ def score_asks(
         rewards |= dict(zip(order, values_S.tolist(), strict=True))
         bar.update(len({name for name, _ in order}))
     bar.close()
-    return rewards, card.model
+    return rewards, card
 
 
 def draw(metrics: Mapping[str, Any], run_dir: Path) -> None:

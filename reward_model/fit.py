@@ -57,7 +57,8 @@ def fit(
     renderer = Renderer(tokenizer, config.max_length, config.max_response)
     read = Tally()
     validation = client_steps([p for p in pairs if p.profile_id in held], sessions, renderer, read)
-    train, encode = train_items(config, [p for p in pairs if p.profile_id not in held], sessions, renderer, read)
+    trained_on = [p for p in pairs if p.profile_id not in held]
+    train, encode = train_items(config, trained_on, sessions, renderer, read)
     if rank == 0:
         say(f"rm: {read}")
         _say_idle_ranks(config, train, world)
@@ -68,7 +69,8 @@ def fit(
     if rank == 0:
         _refuse_broken(whole, config)
         limits = (config.max_length, config.max_response)
-        card = models.save(whole, tokenizer, folder, config.base, *limits, config.precision)
+        dimensions = {p.dimension for p in trained_on}
+        card = models.save(whole, tokenizer, folder, config.base, *limits, config.precision, dimensions)
         imported = any(s.client.kind == "imported" for s in sessions.values())
         write_card(folder, config, card, selection.epoch, len(pairs), len(clients), imported)
         models.finish(whole, folder, card)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from psychepass import records
 from psychepass.errors import UserError
 from psychepass.matmul import fast_fp32
 from psychepass.memory import keep_freed
-from psychepass.schema import Frozen
+from psychepass.schema import Dimension, Frozen
 from reward_model import attention
 from reward_model.packing import Packed
 from reward_model.train import Precision
@@ -44,7 +45,8 @@ class Card(Frozen):
     """What a saved model says of itself; `model` is its id: the base's name and a hash of the weights.
 
     `tokenizer` is a hash of the tokenizer's files: another one would silently score other texts. `precision` is what
-    it was trained in, and is scored in; weights are saved in fp32 either way.
+    it was trained in, and is scored in; weights are saved in fp32 either way. `dimensions`: those of its training
+    pairs; of others it answers what it never learnt.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Card(Frozen):
     max_response: int
     precision: Precision = "fp32"
     tokenizer: str = ""  # of a card from before there was such a hash, which no tokenizer matches
+    dimensions: tuple[Dimension, ...] | None = None  # of a card from before they were noted
 
 
 class RewardModel(nn.Module):
@@ -189,6 +192,7 @@ def save(
     max_length: int,
     max_response: int,
     precision: Precision = "fp32",
+    dimensions: Iterable[Dimension] | None = None,
 ) -> Card:
     """Write all of the model but its card; `finish` ends it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +209,7 @@ def save(
         max_response=max_response,
         precision=precision,
         tokenizer=_files_hash(folder, TOKENIZER),
+        dimensions=None if dimensions is None else tuple(sorted(set(dimensions), key=list(Dimension).index)),
     )
 
 

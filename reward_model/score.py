@@ -28,6 +28,7 @@ from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Record, content_hash
 from psychepass.scoring import ScoreGroup
+from reward_model.inputs import untrained
 
 if TYPE_CHECKING:
     from reward_model.scorer import GroupScorer
@@ -53,15 +54,20 @@ class ScoreConfig(StageConfig):
 
 
 class RowRewards(Record):
-    """`row` counts the file's lines from 1; `group` is a hash of what was scored; rewards [response][dimension]."""
+    """`row` counts the file's lines from 1; `group` is a hash of what was scored; rewards [response][dimension].
+
+    `untrained`: those of the dimensions that the model was never trained on; null where its card does not say.
+    """
 
     KEY_FIELDS = ("row", "model")
+    UNHASHED_FIELDS = Record.UNHASHED_FIELDS | {"untrained"}
 
     row: int
     group: str
     dimensions: tuple[Dimension, ...]
     rewards: tuple[tuple[float, ...], ...]
     model: str
+    untrained: tuple[Dimension, ...] | None = None
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -74,7 +80,8 @@ def main(config_path: str, overrides: list[str]) -> None:
         try:
             scorer = _scorer(folder)
             if "rows" not in run.manifest["notes"]:
-                run.note(rows=check(file, config.dimensions, scorer), model=scorer.name)
+                rows, asked = check(file, config.dimensions, scorer)
+                run.note(rows=rows, model=scorer.name, untrained=untrained(scorer.dimensions, asked))
         except UserError:
             run.abandon()
             raise
@@ -89,19 +96,22 @@ def _scorer(folder: Path) -> GroupScorer:
     return GroupScorer.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check(file: Path, dimensions: Sequence[str], scorer: GroupScorer) -> int:
-    """How many rows there are. Raises UserError: a row that cannot be scored, before any is."""
-    rows = 0
+def check(file: Path, dimensions: Sequence[str], scorer: GroupScorer) -> tuple[int, set[Dimension]]:
+    """How many rows there are, and on what. Raises UserError: a row that cannot be scored, before any is."""
+    rows, asked = 0, set[Dimension]()
     for number, group in groups_of(file, dimensions):
         _rendered(scorer, group, f"{file}, line {number}")
         rows += 1
+        asked |= set(group.dimensions)
     if not rows:
         raise UserError(f"{file}: no rows; {SHAPES}")
-    return rows
+    return rows, asked
 
 
 def score(file: Path, dimensions: Sequence[str], scorer: GroupScorer, run: StageRun) -> None:
     """Score the rows that <run>/scores.jsonl lacks; a tree's rows are on disk before the next one is begun."""
+    if unlearnt := run.manifest["notes"].get("untrained"):
+        say(f"score: {scorer.name} was never trained on {', '.join(unlearnt)}; its rewards there mean nothing")
     with records.Appender(run.dir / OUTPUT, RowRewards) as out:
         done = {r.row for r in out.done.values()}
         with tqdm(total=run.manifest["notes"]["rows"], initial=len(done), desc="score", unit="row") as bar:
@@ -110,7 +120,7 @@ def score(file: Path, dimensions: Sequence[str], scorer: GroupScorer, run: Stage
                 rendered = [_rendered(scorer, group, f"{file}, line {number}") for number, group in window]
                 for places, rewards in scorer.trees(rendered):
                     rows = [window[place] for place in places]
-                    out.append(*(_record(*row, of_row, scorer.name) for row, of_row in zip(rows, rewards, strict=True)))
+                    out.append(*(_record(*row, of_row, scorer) for row, of_row in zip(rows, rewards, strict=True)))
                     bar.update(len(places))
     say(f"score: {run.manifest['notes']['rows']} rows scored by {scorer.name} in {run.dir / OUTPUT}")
 
@@ -122,19 +132,20 @@ def _rendered(scorer: GroupScorer, group: ScoreGroup, where: str) -> Any:
         raise UserError(f"{where}: {e}") from e
 
 
-def _record(row: int, group: ScoreGroup, rewards: Sequence[Sequence[float]], model: str) -> RowRewards:
+def _record(row: int, group: ScoreGroup, rewards: Sequence[Sequence[float]], scorer: GroupScorer) -> RowRewards:
     return RowRewards(
         row=row,
         group=content_hash(group.model_dump(mode="json")),
         dimensions=group.dimensions,
         rewards=tuple(tuple(r) for r in rewards),
-        model=model,
+        model=scorer.name,
+        untrained=untrained(scorer.dimensions, group.dimensions),
     )
 
 
 def groups_of(file: Path, dimensions: Sequence[str]) -> Iterator[tuple[int, ScoreGroup]]:
     """Line number and group of each row that is not blank. Raises UserError: a line that is no such row."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:  # json decodes them: a byte order mark is no fault, bytes that are not UTF-8 are one
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from psychepass.schema import Dimension
 from psychepass.scoring import ScoreGroup
 from reward_model.joining import Rendered, joinable, pack_groups, parted
 from reward_model.model import RewardModel, load
@@ -15,19 +16,30 @@ from training.render import Renderer
 
 
 class GroupScorer:
-    """A loaded model. Calls from several threads take turns, so a reward does not depend on the load."""
+    """A loaded model. Calls from several threads take turns, so a reward does not depend on the load.
 
-    def __init__(self, model: RewardModel, renderer: Renderer, name: str, device: str = "cpu"):
+    `dimensions`: those that it was trained on, null where its card does not say. It answers for others too.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        renderer: Renderer,
+        name: str,
+        device: str = "cpu",
+        dimensions: tuple[Dimension, ...] | None = None,
+    ):
         self.model = model.eval()
         self.renderer = renderer
         self.name = name
+        self.dimensions = dimensions
         self.device = device
         self._lock = threading.Lock()
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> GroupScorer:
         model, renderer, card = load(folder, device)
-        return cls(model, renderer, card.model, device)
+        return cls(model, renderer, card.model, device, card.dimensions)
 
     def score(self, groups: Sequence[ScoreGroup]) -> list[list[list[float]]]:
         """Raw rewards [group][response][dimension].

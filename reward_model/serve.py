@@ -1,11 +1,13 @@
 """Stage `serve-rm`: the trained reward model as an HTTP service (its client is psychepass/scoring.py).
 
-    GET  /health -> {"status": "ok", "model": ID, "waiting": groups, "busy_s": seconds of the pass under way}
+    GET  /health -> {"status": "ok", "model": ID, "waiting": groups, "busy_s": seconds of the pass under way,
+                    "dimensions": those that the model was trained on, null where its card does not say}
     POST /score  {"groups": [{"context", "responses", "dimensions"}]}
                  -> {"model": ID, "rewards": [group][response][dimension]}
 
 Bad input is 422, overload 503 with Retry-After, a model that does not answer 503 on /health, each with
-{"error": "one sentence"}. Groups that wait and share a context are scored together (reward_model/batching.py);
+{"error": "one sentence"}. A dimension that the model was never trained on is answered, and said on standard error
+once. Groups that wait and share a context are scored together (reward_model/batching.py);
 up to rounding a reward does not depend on what else is asked.
 
 The stage serves until it is told to stop, so it has no manifest. `<run>/scorer.json` holds its address. Where the
@@ -30,8 +32,9 @@ from psychepass import records
 from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import say
-from psychepass.schema import Frozen
+from psychepass.schema import Dimension, Frozen
 from psychepass.scoring import SCORER_FILE, ScoreGroup
+from reward_model.inputs import untrained
 from reward_model.keeper import keep
 
 if TYPE_CHECKING:
@@ -165,10 +168,17 @@ def make_app(scorer: GroupScorer, max_waiting: int) -> FastAPI:
         busy_s = batcher.busy_s
         if busy_s > STUCK_S:
             return error(503, f"model {scorer.name} has been busy with one pass for {busy_s:.0f} s; {waiting} wait")
-        return {"status": "ok", "model": scorer.name, "waiting": waiting, "busy_s": round(busy_s, 3)}
+        said = {"status": "ok", "model": scorer.name, "waiting": waiting, "busy_s": round(busy_s, 3)}
+        return said | {"dimensions": scorer.dimensions}
+
+    told: set[Dimension] = set()
 
     @app.post("/score")
     async def score(request: ScoreRequest) -> Any:
+        unlearnt = untrained(scorer.dimensions, (d for group in request.groups for d in group.dimensions)) or ()
+        for dimension in (d for d in unlearnt if d not in told):
+            told.add(dimension)
+            say(f"serve-rm: {scorer.name} was never trained on {dimension}; its rewards there mean nothing")
         try:
             futures = await run_in_threadpool(batcher.submit, request.groups)
             rewards = await asyncio.gather(*map(asyncio.wrap_future, futures))

@@ -19,8 +19,8 @@ from psychepass import records
 from psychepass.config import Config, TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
-from psychepass.schema import PreferencePair
-from reward_model.inputs import sessions_of, without
+from psychepass.schema import Dimension, PreferencePair
+from reward_model.inputs import sessions_of, untrained, without
 
 if TYPE_CHECKING:
     from reward_model.model import Card
@@ -151,6 +151,8 @@ def write_card(
         told = "Clients are fictional; replies are machine-written and may be harmful. "
     validated = f"epoch {epoch:g}, chosen on {config.validation_clients} train clients held aside"
     kept = validated if config.validation_clients else f"the last of {config.epochs} epochs, fixed beforehand"
+    unlearnt = untrained(card.dimensions, Dimension)
+    warned = f" (it answers for {', '.join(unlearnt)} too, which it never learnt)" if unlearnt else ""
     records.write_atomic(
         folder / "README.md",
         f"""---
@@ -160,9 +162,9 @@ tags: [reward-model, psychepass]
 ---
 # PsychePass reward model {card.model}
 
-Gives a raw score to (conversation, reply, dimension) for 11 therapeutic dimensions; only the difference of two
-scores on the same conversation and dimension means something. Base {config.base}, {card.layers} layers and a scalar
-fp32 head; Bradley-Terry loss on {data}; {kept}.
+Gives a raw score to (conversation, reply, dimension); only the difference of two scores on the same conversation and
+dimension means something. Trained on {", ".join(card.dimensions or ())}{warned}.
+Base {config.base}, {card.layers} layers and a scalar fp32 head; Bradley-Terry loss on {data}; {kept}.
 Accuracy on test clients, beside its baselines: metrics.json. Loss by step: {LOG}.
 
 Load with `reward_model.model.load(folder)`, or serve with `psychepass serve-rm`.

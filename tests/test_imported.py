@@ -209,6 +209,11 @@ def test_an_imported_file_trains_and_tests_a_model(kind: str, tmp_path: Path) ->
         ({"chosen": [reply("One."), user("Two.")]}, "roles are ['user', 'assistant', 'user']"),
         ({"chosen": [reply("  ")]}, "row 2: chosen: the last reply is empty"),
         ({"rejected": GOOD["chosen"]}, "row 2: rejected is the same as chosen"),
+        ({"rejected": [reply(GOOD["chosen"][0]["content"] + " \n")]}, "row 2: rejected is the same as chosen"),
+        (
+            {"prompt": None, "chosen": [user("a"), reply("b")], "rejected": [user("c"), reply("d")]},
+            "row 2: rejected begins with another client line than chosen",
+        ),
         (
             {"chosen": [{"role": "therapist", "content": "a"}]},
             "message 1: role is 'therapist'; permitted: system",
@@ -243,13 +248,14 @@ def test_text_instead_of_messages_is_one_clear_error(tmp_path: Path, capsys: Any
         ("rows.jsonl", '{"chosen": [', "`datasets` cannot read it as json"),
         ("rows.parquet", "not parquet", "`datasets` cannot read it as parquet"),
         ("rows.jsonl", "", "rows.jsonl: no row"),
+        ("rows.jsonl", json.dumps(GOOD).replace("hurts", "h\xe9") + "\n", "rows.jsonl: not UTF-8 ('utf-8' codec can't"),
         ("rows.csv", "a,b\n", "a file of kind '.csv'; permitted: .jsonl, .json, .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_error(
     name: str, text: str, said: str, tmp_path: Path, capsys: Any
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     code, _ = import_pairs(tmp_path, tmp_path / name)
     error = capsys.readouterr().err
     assert code == 2 and said in error and len(error.strip().splitlines()[-1]) < 600

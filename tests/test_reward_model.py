@@ -225,6 +225,9 @@ def test_training_writes_its_log_model_and_card(trained):
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.9
     card = (trained / "reward_model" / "README.md").read_text()
     assert "does not replace a clinician" in card and "-rm@" in card
+    assert "Trained on empathy, discernment" in card and "(it answers for diversity too, which it never learnt)" in card
+    saved = models.read_card(trained / "reward_model")
+    assert saved.dimensions is not None and set(saved.dimensions) == set(REWARDED)
     assert "69 judged pairs of 3 fictional clients" in card and "Clients are fictional" in card
     assert not (trained / "reward_model" / "checkpoints").exists()
     manifest = records.read_json(trained / "manifests" / "rm.json")
@@ -242,6 +245,7 @@ def test_metrics_have_every_accuracy_with_its_interval(trained):
     for name in ("longer_wins", "which_therapist", "context_only", "shuffled_dimensions", "same_family"):
         assert {"value", "low", "high", "n", "n_clients"} == metrics[name].keys()
     assert metrics["same_family"]["n"] == 2
+    assert metrics["untrained"] == []
     assert metrics["read"]["sessions"] > 0 and metrics["read"]["cut_replies"] == 0
     assert set(metrics["dimensions"]) == {d.value for d in REWARDED}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,8 @@ ROWS: list[dict[str, Any]] = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("score")
     made = models.from_base(tiny_model(folder), 2, seed=0)
-    card = models.save(made, tiny_tokenizer(), folder / "reward_model", "tiny", 512, 64)
+    learnt = (Dimension.MEMORY, Dimension.CRISIS, Dimension.EMPATHY)
+    card = models.save(made, tiny_tokenizer(), folder / "reward_model", "tiny", 512, 64, dimensions=learnt)
     models.finish(made, folder / "reward_model", card)
     return folder / "reward_model"
 
@@ -84,6 +86,26 @@ def test_every_form_of_row_gets_the_rewards_of_its_group(tmp_path: Path, model: 
     for row, group in asked.items():
         assert found[row].dimensions == group.dimensions and found[row].model == scorer.name
         assert found[row].rewards == tuple(pytest.approx(r, abs=2e-6) for r in scorer.score([group])[0])
+
+
+def test_dimensions_that_were_never_trained_are_named(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(call(tmp_path, model, ROWS)) == 0
+    assert capsys.readouterr().err.count("was never trained on engagement; its rewards there mean nothing") == 1
+    assert [r.untrained for r in sorted(read(tmp_path), key=lambda r: r.row)] == [(), (Dimension.ENGAGEMENT,), ()]
+    old = tmp_path / "old"  # a model and its scores from before its card said so
+    shutil.copytree(model, old)
+    card = records.read_json(old / models.CARD)
+    assert card.pop("dimensions") == ["empathy", "crisis", "memory"]
+    records.write_json(old / models.CARD, card)
+    assert main([*call(tmp_path, old), f"run={tmp_path / 'again'}"]) == 0
+    assert "never trained" not in capsys.readouterr().err
+    out = tmp_path / "again" / "scores.jsonl"
+    again = records.read(out, RowRewards)
+    assert {r.untrained for r in again} == {None}
+    out.write_text(out.read_text().replace(',"untrained":null', ""))
+    assert records.read(out, RowRewards) == again
 
 
 def test_a_second_call_does_nothing_and_a_changed_file_is_refused(
@@ -140,6 +162,19 @@ def test_a_row_that_cannot_be_scored_is_named_before_any_is(
     assert said in error and "rows.jsonl, line 2" in error
     assert not (tmp_path / "run" / "scores.jsonl").exists()
     assert main(call(tmp_path, model, ROWS)) == 0, "a mended file may follow"
+
+
+def test_a_byte_order_mark_is_read_over_and_bytes_that_are_not_utf_8_are_named(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = call(tmp_path, model)
+    row = json.dumps(ROWS[1]).encode()
+    (tmp_path / "rows.jsonl").write_bytes(row + b"\r\n" + row.replace(b"awake", b"\xe9veill\xe9") + b"\r\n")
+    assert main(arguments) == 2
+    assert "rows.jsonl, line 2: not JSON ('utf-8' codec can't decode byte 0xe9" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n")
+    assert main(arguments) == 0, "a mended file may follow"
+    assert [r.row for r in read(tmp_path)] == [1, 2]
 
 
 def test_an_empty_file_and_an_unknown_dimension_are_named(

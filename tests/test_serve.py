@@ -218,7 +218,8 @@ def health(address: str) -> dict:
 def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeypatch):
     with served(scorer) as address:
         said = health(address)
-        assert 0 <= said.pop("busy_s") < serve.STUCK_S and said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0}
+        assert 0 <= said.pop("busy_s") < serve.STUCK_S
+        assert said == {"status": "ok", "model": "tiny-rm@0", "waiting": 0, "dimensions": None}
         monkeypatch.setattr(serve, "PROBE_S", 0.3)
         with scorer._lock:
             assert health(address)["status"] == "ok", "a pass that has only begun"
@@ -227,6 +228,16 @@ def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeyp
             assert re.search(r"tiny-rm@0 has been busy with one pass for \d+ s; 0 wait", told), told
             with pytest.raises(UserError, match="status 503"):
                 Scorer(address, 120).health()
+
+
+def test_a_dimension_that_was_never_trained_is_answered_and_said_once(scorer, capsys):
+    taught = GroupScorer(scorer.model, scorer.renderer, "tiny-rm@0", dimensions=(Dimension.EMPATHY, Dimension.CRISIS))
+    with served(taught) as address:
+        assert health(address)["dimensions"] == ["empathy", "crisis"]
+        for _ in range(2):
+            assert Scorer(address, 120).score(GROUPS[:1]) == scorer.score(GROUPS[:1])
+    said = capsys.readouterr().err
+    assert said.count("never trained on memory") == 1 and "trained on crisis" not in said
 
 
 def test_a_reward_that_is_not_finite_is_an_error_of_the_service(tmp_path):

@@ -9,7 +9,8 @@ therapist said (training/render.py). After this stage `rm` and `rm-eval` run as 
 Rows of feedback_esconv, known by their columns, are read as they are (training/feedback_esconv.py).
 
 The unit of the split and of every interval is `client`. Without that column, rows whose conversations begin with
-the same client line are one unit, so that no conversation lies on both sides of the split.
+the same client line are one unit, so that no conversation lies on both sides of the split; both sides of a row must
+then begin with the same line.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         except (DatasetGenerationError, ValueError) as e:
             cause = " ".join(str(e.__cause__ or e).split())[:300]
             raise UserError(f"{file}: `datasets` cannot read it as {FORMATS[file.suffix]}: {cause}") from e
-        rows = [dict(row) for row in table]
+        try:
+            rows = [dict(row) for row in table]
+        except UnicodeDecodeError as e:  # read as it is, and decoded here
+            raise UserError(f"{file}: not UTF-8 ({e}): {e.object[:80]!r}") from e
     if not rows:
         raise UserError(f"{file}: no row")
     return rows
@@ -134,14 +138,20 @@ def checked_rows(rows: Sequence[Mapping[str, Any]], name: str, dimension: str) -
         where = f"{name}, row {number}"
         prompt = [] if row.get("prompt") is None else _messages(row["prompt"], f"{where}: prompt")
         chosen, rejected = (_side(prompt, row.get(side), f"{where}: {side}") for side in ("chosen", "rejected"))
-        if chosen == rejected:
+        if _read(chosen) == _read(rejected):
             raise UserError(f"{where}: rejected is the same as chosen; permitted: two different replies")
+        if not has_client and chosen[0].content != rejected[0].content:  # whose pair is it?
+            raise UserError(
+                f"{where}: rejected begins with another client line than chosen; permitted without a column client: "
+                "the same, which tells clients apart"
+            )
         own = row.get("dimension")
-        client = _client(row.get("client"), f"{where}: client") if has_client else content_hash(chosen[0].content)
         found.append(
             PairRow(
                 number=number,
-                client=_client(client, f"{where}: client") if has_client else content_hash(chosen[0].content),
+                client=_client(row.get("client"), f"{where}: client")
+                if has_client
+                else content_hash(chosen[0].content),
                 dimension=default if own is None else _dimension(own, f"{where}: dimension"),
                 weight=_weight(row.get("weight"), f"{where}: weight"),
                 chosen=chosen,
@@ -164,6 +174,11 @@ def _side(prompt: list[Message], said: Any, where: str) -> tuple[Message, ...]:
     if not messages[-1].content.strip():
         raise UserError(f"{where}: the last reply is empty; permitted: some text")
     return tuple(messages)
+
+
+def _read(side: tuple[Message, ...]) -> list[str]:
+    """What the reward model reads of a side: space around a text is left out (training/render.py)."""
+    return [m.content.strip() for m in side]
 
 
 def _messages(value: Any, where: str) -> list[Message]:

@@ -364,6 +364,18 @@ def test_before_and_after_slicing_are_told_apart_and_of_one_model(tmp_path, caps
     assert "sliced" in found["not_in_records"] and "unsliced" not in found["not_in_records"]
 
 
+def test_before_and_after_slicing_are_measured_on_the_same_matches(tmp_path):
+    config = made_run(tmp_path / "run")
+    made_run(tmp_path / "whole", seed=1, shown="whole sessions")
+    path = tmp_path / "whole" / "battles.jsonl"
+    records.write(path, records.read(path, Battle)[5:])  # two matches and one order of a third: 33 of 36 are left
+    for further, expected in (([], {SLICED: 72}), (["unsliced"], {SLICED: 66, "whole sessions": 66})):
+        assert cli.main(["analysis", str(config), *(f"{key}={path.parent}" for key in further)]) == 0
+        tables = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")["tables"]
+        assert {r["shown"]: r["battles"] for r in tables["position_bias"]} == expected
+        assert {r["shown"]: 2 * r["battles"] for r in tables["order_consistency"] if r["of"] == "measure"} == expected
+
+
 @pytest.mark.parametrize("ties", ["half", "davidson"])
 def test_the_last_round_has_the_runs_own_ratings(ties):
     battles = drawn(5, "abcd")

@@ -148,12 +148,11 @@ def _orders(
     battles: Sequence[Battle], ranking: Sequence[str], shown: str, config: AnalysisConfig
 ) -> dict[str, list[Row]]:
     """What needs a second presentation: position bias, order consistency, repetition."""
-    ways = [(shown, battles)]
+    ways = {shown: match_tables.both_orders(battles)}
     if config.unsliced:
-        ways.append((WHOLE, _unsliced(battles, shown, Path(config.unsliced))))
+        ways[WHOLE] = match_tables.both_orders(_unsliced(battles, shown, Path(config.unsliced)))
     bias, consistency = [], []
-    for way, of_way in ways:
-        matches = match_tables.both_orders(of_way)
+    for way, matches in match_tables.of_all(ways).items():
         if matches:
             bias += [{"shown": way, **row} for row in match_tables.position_bias(matches)]
             consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]

@@ -235,17 +235,23 @@ def test_features_of_a_reply():
 
 
 def made_run(
-    folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear you.", judge: JudgeIdentity = JUDGE, **of: Any
+    folder: Path,
+    seed: int = 0,
+    clients: int = 6,
+    says: str = "I hear you.",
+    judge: JudgeIdentity = JUDGE,
+    noise: float = 0.25,
+    **of: Any,
 ) -> Path:
-    """A run directory with a round robin, verdicts by `seed`, sessions by `says`; `of` goes into ratings.json.
-    Returns the config file."""
+    """A run directory with a round robin, verdicts by `seed` and `noise`, sessions by `says`; `of` goes into
+    ratings.json. Returns the config file."""
     rng, names = random.Random(0), "abcd"
     scripts = [short_script(f"client-{c}") for c in range(clients)]
     texts = {n: " ".join([says] * (2 + i)) + " What else?" * (i % 2) for i, n in enumerate(names)}
     sessions = [session_of(s, n, "train", texts[n] + " Yes." * rng.randint(0, 9)) for s in scripts for n in names]
     by_name = {(s.profile_id, s.therapist.name): s.id for s in sessions}
     battles = []
-    for plain in drawn(clients, names, seed):
+    for plain in drawn(clients, names, seed, noise):
         client = f"client-{plain.profile_id[1:]}"
         ids = {f"session_{x}": by_name[client, getattr(plain, f"contestant_{x}")] for x in "ab"}
         battles.append(plain.model_copy(update={"profile_id": client, "judge": judge, **ids}))
@@ -374,6 +380,20 @@ def test_before_and_after_slicing_are_measured_on_the_same_matches(tmp_path):
         tables = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")["tables"]
         assert {r["shown"]: r["battles"] for r in tables["position_bias"]} == expected
         assert {r["shown"]: 2 * r["battles"] for r in tables["order_consistency"] if r["of"] == "measure"} == expected
+
+
+def test_what_nobody_disputes_is_said_not_to_be_bounded(tmp_path):
+    assert cli.main(["analysis", str(made_run(tmp_path / "run", noise=0.0))]) == 0
+    found = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")
+    raw = [r for r in found["tables"]["controlled_win_rates"] if r["model"] == "nothing (raw)"]
+    assert all(r["high"] - r["low"] < 1e-5 for r in raw)
+    missing = found["not_in_records"]
+    assert "overall (separable), empathy (separable)" in missing["graph"]
+    assert (
+        "where all clients agree" in missing["agreement"]
+        and "those of a, b, c, d have no width" in missing["agreement"]
+    )
+    the_page_says(found, (tmp_path / "run" / "analysis" / "analysis.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("ties", ["half", "davidson"])

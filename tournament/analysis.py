@@ -34,6 +34,7 @@ from tournament.slicing import SLICES, WHOLE
 HELDOUT = Path("heldout") / "summary.json"
 AUDIT = Path("audit") / "audit.json"
 EXPERTS = "agreement with experts (Table 3): no verdicts of experts are there; stage audit gives out sheets for them"
+NO_WIDTH = 1e-4  # of a win rate: what the regression's tolerance leaves
 ORDER_FREE = "the judge scores each session alone, so both orders agree by construction and one was recorded"
 
 
@@ -106,7 +107,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
     }
     judge = {k: board[k] for k in ("judge", "rubric_version", "failures", "tie_rate", "n_clients", "n_battles")}
     judge |= {k: board[k] for k in ("judges", "judge_also_plays", "served_models") if k in board}  # with LLM judges
-    missing = not_in_records(tables, battles, coefficients)
+    missing = not_in_records(tables, battles, coefficients) | not_bounded(board.get("graph", {}), rates)
     return {"judge": judge, "ranking": ranking, "tables": tables, "not_in_records": missing, "words": WORDS}
 
 
@@ -254,6 +255,24 @@ def not_in_records(
         found["style"] = (
             f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from "
             "who speaks"
+        )
+    return found
+
+
+def not_bounded(graph: Mapping[str, str], rates: Sequence[Row]) -> dict[str, str]:
+    """What intervals over clients cannot bound, because no client says otherwise, in a sentence each."""
+    found, flagged = {}, [f"{m} ({graph[m]})" for m in ratings.COLUMNS if graph.get(m, "ok") != "ok"]
+    if flagged:
+        found["graph"] = (
+            f"an end of the ratings of {', '.join(flagged)}: the battles alone have no finite maximum, and only the "
+            "weak prior keeps these ratings and their intervals finite"
+        )
+    certain = sorted({r["contestant"] for r in rates if r["high"] - r["low"] < NO_WIDTH})
+    if certain or graph.get("overall", "ok") != "ok":
+        of = f"; those of {', '.join(certain)} have no width, which is no certainty" if certain else ""
+        found["agreement"] = (
+            "how sure the win rates at equal length and style are where all clients agree: their intervals, unlike the "
+            f"ratings', hold only what clients differ in{of}"
         )
     return found
 

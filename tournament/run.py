@@ -28,7 +28,7 @@ from psychepass.schema import Dimension, Script, Session
 from psychepass.served import served_models, several_served
 from tournament import pairing, ratings
 from tournament.endpoint_matches import LEDGER, NOT_HAD, REPLIES, EndpointMatches
-from tournament.field import Field, dev_pairs, enter, failed_sessions, script_of
+from tournament.field import Field, check_held, dev_pairs, enter, failed_sessions, script_of
 from tournament.journal import Journal
 from tournament.judge import Outcome
 from tournament.leaderboard import leaderboard
@@ -74,6 +74,7 @@ class Entered:
         folder = Path(config.run)
         self.inputs = [folder / "sessions.jsonl", folder / "scripts.jsonl"]
         sessions = records.read(self.inputs[0], Session)
+        check_held(folder)
         self.scripts = {s.id: s for s in records.read(self.inputs[1], Script)}
         if not config.judges:
             check_readable(self.scripts.values())

@@ -411,6 +411,13 @@ def test_the_last_round_has_the_runs_own_ratings(ties):
     assert convergence.agreement_by_round("round_robin", rounds, battles, "abcd", ties=ties)[-1]["value"] == 1
 
 
+def test_a_round_that_one_client_alone_finished_has_no_ratings_yet():
+    battles = [battle("1", "x", "y", "A"), battle("1", "z", "w", "A"), battle("2", "x", "y", "A", 2),
+               battle("2", "z", "w", "B", 2)]  # fmt: skip
+    rows = convergence.ratings_by_round("swiss", convergence.rounds_of(battles), list("wxyz"))
+    assert [(r["round"], r["n"]) for r in rows] == [(2, 2)] * 4
+
+
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     config = made_run(tmp_path / "run")
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)

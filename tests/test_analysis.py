@@ -423,6 +423,9 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
     assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / 'none'}]"]) == 2
     assert "no such file; the analysis needs it" in capsys.readouterr().err
+    for itself in ([tmp_path / "run"], [tmp_path / "none", tmp_path / "other" / ".." / "none"]):
+        assert cli.main(["analysis", str(config), f"repeated=[{', '.join(map(str, itself))}]"]) == 2
+        assert f"{itself[0]} stands here twice or is the run itself" in capsys.readouterr().err
     elsewhere = made_run(tmp_path / "elsewhere", says="Mm.", shown="whole sessions")
     assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
     assert "expected a run over the same sessions.jsonl" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
@@ -45,6 +45,13 @@ class AnalysisConfig(StageConfig):
 
     unsliced: str | None = None
     repeated: list[str] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _check_repeated(self) -> AnalysisConfig:
+        runs = [Path(run).resolve() for run in (self.run, *self.repeated)]
+        if twice := [run for i, run in enumerate(runs) if run in runs[:i]]:
+            raise ValueError(f"repeated: {twice[0]} stands here twice or is the run itself; permitted: each run once")
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -263,17 +270,15 @@ def not_bounded(graph: Mapping[str, str], rates: Sequence[Row]) -> dict[str, str
     """What intervals over clients cannot bound, because no client says otherwise, in a sentence each."""
     found, flagged = {}, [f"{m} ({graph[m]})" for m in ratings.COLUMNS if graph.get(m, "ok") != "ok"]
     if flagged:
-        found["graph"] = (
-            f"an end of the ratings of {', '.join(flagged)}: the battles alone have no finite maximum, and only the "
-            "weak prior keeps these ratings and their intervals finite"
-        )
+        found["graph"] = f"an end of the ratings of {', '.join(flagged)}: only the weak prior keeps these finite"
     certain = sorted({r["contestant"] for r in rates if r["high"] - r["low"] < NO_WIDTH})
     if certain or graph.get("overall", "ok") != "ok":
-        of = f"; those of {', '.join(certain)} have no width, which is no certainty" if certain else ""
         found["agreement"] = (
             "how sure the win rates at equal length and style are where all clients agree: their intervals, unlike the "
-            f"ratings', hold only what clients differ in{of}"
+            "ratings', hold only what clients differ in"
         )
+        if certain:
+            found["agreement"] += f"; those of {', '.join(certain)} have no width, which is no certainty"
     return found
 
 

@@ -66,6 +66,6 @@ def _budget(usd: float, most_usd: float, budget_usd: float | None, spent_usd: fl
     if budget_usd is None:
         return "no budget_usd is set"
     left = budget_usd - spent_usd
-    enough = "at most" if most_usd <= left else "as expected" if usd <= left else ""
+    enough = "at most, retries aside" if most_usd <= left else "as expected" if usd <= left else ""
     judgement = f"enough for the cost {enough}" if enough else "NOT enough: the stage will stop before it is passed"
     return f"budget_usd {budget_usd}, spent {spent_usd:.4f}, left {left:.4f}: {judgement}"

@@ -129,3 +129,8 @@ def read_calls(path: str | Path) -> Iterable[Call]:
                 yield Call.model_validate_json(line)
             except ValidationError as e:
                 raise UserError(f"{path}, line {number}: not a call of the ledger: {line[:80]!r}") from e
+
+
+def spent_usd(path: str | Path) -> float:
+    """What the calls of a ledger have cost; nothing where there is none."""
+    return sum(c.cost_usd for c in read_calls(path)) if Path(path).is_file() else 0.0

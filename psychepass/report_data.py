@@ -86,7 +86,7 @@ def clients_under_18(run_dir: Path) -> int:
 
 
 def failed_sessions(run_dir: Path) -> dict[str, int]:
-    """How many sessions ended without a reply: in stage simulate, and among the held-out ones."""
+    """How many sessions ended without a reply, or a client's line: in stage simulate, and among the held-out ones."""
     found = {}
     for name, folder in (("simulate", run_dir), ("heldout", run_dir / "heldout")):
         path = folder / "session_failures.jsonl"

@@ -23,7 +23,7 @@ from psychepass.config import StageConfig, load
 from psychepass.dry_run import Planned, table
 from psychepass.endpoint import Endpoint, prompt_tokens
 from psychepass.errors import UserError
-from psychepass.ledger import BudgetSpent, Ledger, read_calls
+from psychepass.ledger import BudgetSpent, Ledger, spent_usd
 from psychepass.left_open import LeftOpen
 from psychepass.llm import ChatClient, Refused, Transport, Unreadable
 from psychepass.run import say, stage_run
@@ -89,9 +89,8 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
         asked += prompt + (said + FAULT_TOKENS if drafts[name] else 0)
         most_asked += left * repair - (0 if drafts[name] else repair - prompt)
     counts = (calls, asked, calls * said, most_asked, most_calls * config.sampling.max_tokens)
-    ledger = folder / LEDGER
-    spent_usd = sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
-    print(table([Planned(config.endpoint.name, config.endpoint.price, *counts)], config.budget_usd, spent_usd))
+    planned = [Planned(config.endpoint.name, config.endpoint.price, *counts)]
+    print(table(planned, config.budget_usd, spent_usd(folder / LEDGER)))
 
 
 def _write_all(config: ScriptsConfig, folder: Path) -> dict[str, int]:

@@ -22,7 +22,7 @@ from psychepass.config import load
 from psychepass.dry_run import Planned, table, word_tokens
 from psychepass.endpoint import Price, prompt_tokens
 from psychepass.errors import UserError
-from psychepass.ledger import read_calls
+from psychepass.ledger import spent_usd
 from psychepass.run import file_hash, stage_run
 from psychepass.schema import Failure, Message
 from rollout_env.profile_draft import scoring_prompt
@@ -67,9 +67,7 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
     """Print what is still to be asked; sources are read and de-identified in memory, nothing is written."""
     config = _checked(config_path, overrides)
     work = Work(config, Path(config.run))
-    ledger = work.folder / LEDGER
-    spent_usd = sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
-    print(table(planned(work), config.budget_usd, spent_usd))
+    print(table(planned(work), config.budget_usd, spent_usd(work.folder / LEDGER)))
 
 
 def planned(work: Work) -> list[Planned]:

@@ -3,7 +3,7 @@
 The stages `simulate` and `heldout` both call `simulate`. In `folder` they get
     turns.jsonl             a TurnRecord for each exchange, finished session or not
     sessions.jsonl          a Session once its last turn is said
-    session_failures.jsonl  a Failure for each session that ended without a reply
+    session_failures.jsonl  a Failure for each session that ended without a reply, or without a line of its client
     ledger_simulate.jsonl   a line for each call to an endpoint, if there are any
     client_lines.jsonl      a ClientLine for each draft of a client's line, if a model plays the clients
 A call that was killed goes on from the journal: no finished turn is asked again. A first empty or unreadable reply
@@ -90,7 +90,8 @@ def simulate(
             _in_batches(todo, entries, files, folder / ledger, budget_usd, bar, played_by, cache_gib, left_open)
         failed = len({f.subject for f in files.failures.done.values()} & {p.key for p in plans})
         if failed:
-            say(f"{failed} of {len(plans)} sessions ended without a reply: {folder / 'session_failures.jsonl'}")
+            told = f"{failed} of {len(plans)} sessions failed, and are not tried again"
+            say(f"{told}: {folder / 'session_failures.jsonl'}")
         if files.lines:
             say(adherence_line(files.lines.done.values()))
         if left_open.total():

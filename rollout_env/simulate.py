@@ -16,7 +16,7 @@ from psychepass import records
 from psychepass.config import Seeds, StageConfig, load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
-from psychepass.ledger import read_calls
+from psychepass.ledger import spent_usd
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import ClientLine, Profile, Sampling, Script, Session
 from psychepass.served import served_models, several_served
@@ -120,7 +120,7 @@ def _note(run: StageRun, sessions: list[Session]) -> None:
         turns=sum(len(s.turns) for s in sessions),
         completion_tokens=sum(u.completion_tokens for u in usage),
         model_seconds=round(sum(u.seconds for u in usage), 1),
-        cost_usd=round(sum(u.cost_usd for u in usage), 6),
+        cost_usd=round(spent_usd(run.dir / LEDGER), 6),  # sessions that failed have cost something too
     )
     if models := served_models(run.dir / LEDGER):
         run.note(served_models=models)
@@ -175,9 +175,7 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
         profiles={p.profile_id: p for p in profiles},
     )
     planned = planned_calls(peek_unfinished(plans, folder), paid)
-    ledger = folder / LEDGER
-    spent_usd = sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
-    print(table(planned, config.budget_usd, spent_usd))
+    print(table(planned, config.budget_usd, spent_usd(folder / LEDGER)))
 
 
 def _clients(config: SimulateConfig, split_of: dict[str, str]) -> tuple[list[Profile], list[Script]]:

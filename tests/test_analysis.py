@@ -235,17 +235,23 @@ def test_features_of_a_reply():
 
 
 def made_run(
-    folder: Path, seed: int = 0, clients: int = 6, says: str = "I hear you.", judge: JudgeIdentity = JUDGE, **of: Any
+    folder: Path,
+    seed: int = 0,
+    clients: int = 6,
+    says: str = "I hear you.",
+    judge: JudgeIdentity = JUDGE,
+    noise: float = 0.25,
+    **of: Any,
 ) -> Path:
-    """A run directory with a round robin, verdicts by `seed`, sessions by `says`; `of` goes into ratings.json.
-    Returns the config file."""
+    """A run directory with a round robin, verdicts by `seed` and `noise`, sessions by `says`; `of` goes into
+    ratings.json. Returns the config file."""
     rng, names = random.Random(0), "abcd"
     scripts = [short_script(f"client-{c}") for c in range(clients)]
     texts = {n: " ".join([says] * (2 + i)) + " What else?" * (i % 2) for i, n in enumerate(names)}
     sessions = [session_of(s, n, "train", texts[n] + " Yes." * rng.randint(0, 9)) for s in scripts for n in names]
     by_name = {(s.profile_id, s.therapist.name): s.id for s in sessions}
     battles = []
-    for plain in drawn(clients, names, seed):
+    for plain in drawn(clients, names, seed, noise):
         client = f"client-{plain.profile_id[1:]}"
         ids = {f"session_{x}": by_name[client, getattr(plain, f"contestant_{x}")] for x in "ab"}
         battles.append(plain.model_copy(update={"profile_id": client, "judge": judge, **ids}))
@@ -364,6 +370,32 @@ def test_before_and_after_slicing_are_told_apart_and_of_one_model(tmp_path, caps
     assert "sliced" in found["not_in_records"] and "unsliced" not in found["not_in_records"]
 
 
+def test_before_and_after_slicing_are_measured_on_the_same_matches(tmp_path):
+    config = made_run(tmp_path / "run")
+    made_run(tmp_path / "whole", seed=1, shown="whole sessions")
+    path = tmp_path / "whole" / "battles.jsonl"
+    records.write(path, records.read(path, Battle)[5:])  # two matches and one order of a third: 33 of 36 are left
+    for further, expected in (([], {SLICED: 72}), (["unsliced"], {SLICED: 66, "whole sessions": 66})):
+        assert cli.main(["analysis", str(config), *(f"{key}={path.parent}" for key in further)]) == 0
+        tables = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")["tables"]
+        assert {r["shown"]: r["battles"] for r in tables["position_bias"]} == expected
+        assert {r["shown"]: 2 * r["battles"] for r in tables["order_consistency"] if r["of"] == "measure"} == expected
+
+
+def test_what_nobody_disputes_is_said_not_to_be_bounded(tmp_path):
+    assert cli.main(["analysis", str(made_run(tmp_path / "run", noise=0.0))]) == 0
+    found = records.read_json(tmp_path / "run" / "analysis" / "analysis.json")
+    raw = [r for r in found["tables"]["controlled_win_rates"] if r["model"] == "nothing (raw)"]
+    assert all(r["high"] - r["low"] < 1e-5 for r in raw)
+    missing = found["not_in_records"]
+    assert "overall (separable), empathy (separable)" in missing["graph"]
+    assert (
+        "where all clients agree" in missing["agreement"]
+        and "those of a, b, c, d have no width" in missing["agreement"]
+    )
+    the_page_says(found, (tmp_path / "run" / "analysis" / "analysis.html").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("ties", ["half", "davidson"])
 def test_the_last_round_has_the_runs_own_ratings(ties):
     battles = drawn(5, "abcd")
@@ -379,11 +411,21 @@ def test_the_last_round_has_the_runs_own_ratings(ties):
     assert convergence.agreement_by_round("round_robin", rounds, battles, "abcd", ties=ties)[-1]["value"] == 1
 
 
+def test_a_round_that_one_client_alone_finished_has_no_ratings_yet():
+    battles = [battle("1", "x", "y", "A"), battle("1", "z", "w", "A"), battle("2", "x", "y", "A", 2),
+               battle("2", "z", "w", "B", 2)]  # fmt: skip
+    rows = convergence.ratings_by_round("swiss", convergence.rounds_of(battles), list("wxyz"))
+    assert [(r["round"], r["n"]) for r in rows] == [(2, 2)] * 4
+
+
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     config = made_run(tmp_path / "run")
     battles = records.read(tmp_path / "run" / "battles.jsonl", Battle)
     assert cli.main(["analysis", str(config), f"repeated=[{tmp_path / 'none'}]"]) == 2
     assert "no such file; the analysis needs it" in capsys.readouterr().err
+    for itself in ([tmp_path / "run"], [tmp_path / "none", tmp_path / "other" / ".." / "none"]):
+        assert cli.main(["analysis", str(config), f"repeated=[{', '.join(map(str, itself))}]"]) == 2
+        assert f"{itself[0]} stands here twice or is the run itself" in capsys.readouterr().err
     elsewhere = made_run(tmp_path / "elsewhere", says="Mm.", shown="whole sessions")
     assert cli.main(["analysis", str(config), f"unsliced={elsewhere.parent}"]) == 2
     assert "expected a run over the same sessions.jsonl" in capsys.readouterr().err

@@ -67,6 +67,8 @@ def test_300_conversations_of_a_played_client_lose_and_invent_nothing_and_count_
     assert {f.reason for f in failures} == {"unreadable reply, twice", "no client line, twice"}
     spent = sum(r.usage.cost_usd for r in [*journal, *lines, *failures])
     assert sum(c.cost_usd for c in calls) == pytest.approx(spent)
+    noted = records.read_json(run / "manifests" / "simulate.json")["notes"]["cost_usd"]
+    assert noted == pytest.approx(spent, abs=1e-6)  # of failed sessions too
     ended = {s.key: s for s in sessions}
     of_sessions = sum(r.usage.cost_usd for r in [*journal, *lines] if r.session_key in ended)
     assert sum(s.usage.cost_usd for s in sessions) == pytest.approx(of_sessions)

@@ -17,6 +17,7 @@ from psychepass.errors import UserError
 from psychepass.schema import Battle, Dimension, Failure, JudgeIdentity, Script, Session, Verdict
 from tests.conftest import ROOT
 from tests.handmade import Split, session_of, short_script
+from tests.judge_rig import write_run
 from tournament import field as entering
 from tournament import run as stage
 from tournament.journal import Journal
@@ -213,8 +214,22 @@ def test_dev_pairs_are_complete_or_refused():
     with pytest.raises(UserError, match="dev client dev-1 has no session of 'again'"):
         entering.dev_pairs(sessions[:-1], "base", "again")
     assert [a.profile_id for a, _ in entering.dev_pairs(sessions[:-1], "base", "again", lost=1)] == ["dev-0"]
-    with pytest.raises(UserError, match="no dev client"):
+    with pytest.raises(UserError, match=r"no dev client; .* set on dev clients"):
         entering.dev_pairs([], "base", "again")
+    with pytest.raises(UserError, match=r"no dev client \(2 sessions failed: session_failures.jsonl\)"):
+        entering.dev_pairs([], "base", "again", lost=2)
+
+
+def test_a_session_still_to_be_held_does_not_pass_for_a_failed_one(tmp_path, capsys):
+    config = write_run(tmp_path, None, clients=2, contestants=3)
+    run = tmp_path / "run"
+    sessions = records.read(run / "sessions.jsonl", Session)
+    records.write(run / "sessions.jsonl", sessions[1:])  # of a train client; a dev client's has failed
+    records.write(run / "session_failures.jsonl", [Failure(stage="simulate", subject="one", reason="x", detail="")])
+    records.write_json(run / "manifests" / "simulate.json", {"ended": None})
+    assert cli.main(["tournament", str(config)]) == 2
+    assert "simulate.json: stage simulate has not ended" in capsys.readouterr().err
+    assert not (run / "judge.json").exists() and not (run / "manifests" / "tournament.json").exists()
 
 
 @pytest.mark.parametrize("path", ["configs/tournament.yaml", "configs/quickstart/tournament.yaml"])

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psychepass import records
 from psychepass.config import StageConfig, load
@@ -34,6 +34,7 @@ from tournament.slicing import SLICES, WHOLE
 HELDOUT = Path("heldout") / "summary.json"
 AUDIT = Path("audit") / "audit.json"
 EXPERTS = "agreement with experts (Table 3): no verdicts of experts are there; stage audit gives out sheets for them"
+NO_WIDTH = 1e-4  # of a win rate: what the regression's tolerance leaves
 ORDER_FREE = "the judge scores each session alone, so both orders agree by construction and one was recorded"
 
 
@@ -44,6 +45,13 @@ class AnalysisConfig(StageConfig):
 
     unsliced: str | None = None
     repeated: list[str] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _check_repeated(self) -> AnalysisConfig:
+        runs = [Path(run).resolve() for run in (self.run, *self.repeated)]
+        if twice := [run for i, run in enumerate(runs) if run in runs[:i]]:
+            raise ValueError(f"repeated: {twice[0]} stands here twice or is the run itself; permitted: each run once")
+        return self
 
 
 def main(config_path: str, overrides: list[str]) -> None:
@@ -106,7 +114,7 @@ def analyse(config: AnalysisConfig) -> dict[str, Any]:
     }
     judge = {k: board[k] for k in ("judge", "rubric_version", "failures", "tie_rate", "n_clients", "n_battles")}
     judge |= {k: board[k] for k in ("judges", "judge_also_plays", "served_models") if k in board}  # with LLM judges
-    missing = not_in_records(tables, battles, coefficients)
+    missing = not_in_records(tables, battles, coefficients) | not_bounded(board.get("graph", {}), rates)
     return {"judge": judge, "ranking": ranking, "tables": tables, "not_in_records": missing, "words": WORDS}
 
 
@@ -148,12 +156,11 @@ def _orders(
     battles: Sequence[Battle], ranking: Sequence[str], shown: str, config: AnalysisConfig
 ) -> dict[str, list[Row]]:
     """What needs a second presentation: position bias, order consistency, repetition."""
-    ways = [(shown, battles)]
+    ways = {shown: match_tables.both_orders(battles)}
     if config.unsliced:
-        ways.append((WHOLE, _unsliced(battles, shown, Path(config.unsliced))))
+        ways[WHOLE] = match_tables.both_orders(_unsliced(battles, shown, Path(config.unsliced)))
     bias, consistency = [], []
-    for way, of_way in ways:
-        matches = match_tables.both_orders(of_way)
+    for way, matches in match_tables.of_all(ways).items():
         if matches:
             bias += [{"shown": way, **row} for row in match_tables.position_bias(matches)]
             consistency += [{"shown": way, **row} for row in match_tables.order_consistency(matches, ranking)]
@@ -256,6 +263,22 @@ def not_in_records(
             f"control for {', '.join(dropped)}: varies not, or hardly, within contestants, so it cannot be told from "
             "who speaks"
         )
+    return found
+
+
+def not_bounded(graph: Mapping[str, str], rates: Sequence[Row]) -> dict[str, str]:
+    """What intervals over clients cannot bound, because no client says otherwise, in a sentence each."""
+    found, flagged = {}, [f"{m} ({graph[m]})" for m in ratings.COLUMNS if graph.get(m, "ok") != "ok"]
+    if flagged:
+        found["graph"] = f"an end of the ratings of {', '.join(flagged)}: only the weak prior keeps these finite"
+    certain = sorted({r["contestant"] for r in rates if r["high"] - r["low"] < NO_WIDTH})
+    if certain or graph.get("overall", "ok") != "ok":
+        found["agreement"] = (
+            "how sure the win rates at equal length and style are where all clients agree: their intervals, unlike the "
+            "ratings', hold only what clients differ in"
+        )
+        if certain:
+            found["agreement"] += f"; those of {', '.join(certain)} have no width, which is no certainty"
     return found
 
 

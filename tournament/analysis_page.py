@@ -58,7 +58,8 @@ PARTS = (
     Part(
         "position-bias",
         "Position bias",
-        "How often the session shown first, and the one shown second, won (Figure 5). Without bias A − B is 0.",
+        "How often the session shown first, and the one shown second, won (Figure 5). Without bias A − B is 0. "
+        "Stage slices and whole sessions, where both were judged, are compared on the matches that both have.",
         ("position_bias",),
         ("figure5_position_bias",),
     ),

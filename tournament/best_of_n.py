@@ -24,6 +24,7 @@ from psychepass import records
 from psychepass.config import load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
+from psychepass.ledger import spent_usd
 from psychepass.run import say, stage_run
 from psychepass.schema import Battle, Sampling, Script, Session
 from psychepass.scoring import Scorer
@@ -41,7 +42,6 @@ from tournament.measuring import (
     decide,
     frozen_judges,
     panel_of,
-    spent_usd,
 )
 from tournament.paired_rewards import PromptRewards, measure, prompts_of
 from tournament.panel import Panel

@@ -23,7 +23,7 @@ GAMING = "consistent with gaming of word lists"
 def outcomes(battles: Iterable[Battle], first: Collection[str]) -> Outcomes:
     """Outcomes from the side of the sessions in `first`; of two such sessions, or none, the one at A.
 
-    Both orders of one judgement count as one by giving only one of them.
+    Of a judge without an order, which decides both alike, give one of them; of one that is shown both, both.
     """
     found: Outcomes = {}
     for battle in battles:

@@ -69,13 +69,16 @@ def ratings_by_round(
     design: str, rounds: Rounds, contestants: Sequence[str], seed: int = 0, ties: ratings.Ties = "half"
 ) -> list[Row]:
     """A row a round and contestant: its overall rating from the rounds so far, with its interval. A round after which
-    somebody has no battle yet has no rows. `ties` as in the run's own ratings, which the last round then equals."""
+    somebody has no battle yet, or one client alone has any (judgements can fail), has no rows. `ties` as in the run's
+    own ratings, which the last round then equals."""
     rows = []
     for number in range(1, len(rounds) + 1):
         so_far = [b for of_round in rounds[:number] for b in of_round]
         if len({n for b in so_far for n in (b.contestant_a, b.contestant_b)}) < len(contestants):
             continue
         clients, wins_CKNN = ratings.wins_by_client(so_far, contestants)
+        if len(clients) < 2:
+            continue
         ties_CK = ratings.ties_by_client(so_far)[:, :1] if ties == "davidson" else None
         table = ratings.rate(wins_CKNN[:, :1], contestants, columns=["overall"], seed=seed, ties_CK=ties_CK)
         for row in table.ratings["overall"]:

@@ -13,6 +13,7 @@ from tournament import pairing
 from tournament.pairing import PairingName
 
 RATED_SPLITS = ("train", "test")
+FAILED = "session_failures.jsonl"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,20 @@ class Field:
         return sum(pairing.matches_of(name, len(of_client), rounds) for of_client in self.sessions.values())
 
 
+def check_held(folder: Path) -> None:
+    """Sessions that are still to be held could pass for failed ones, which are counted for all sets together.
+
+    Raises:
+        UserError: stage simulate began in this folder and has not ended.
+    """
+    path = folder / "manifests" / "simulate.json"
+    if path.is_file() and records.read_json(path)["ended"] is None:
+        raise UserError(f"{path}: stage simulate has not ended, so sessions may be missing; call it again until it has")
+
+
 def failed_sessions(folder: Path) -> int:
     """How many sessions ended as a Failure in stage simulate."""
-    path = folder / "session_failures.jsonl"
+    path = folder / FAILED
     return len({f.subject for f in records.iterate(path, Failure)}) if path.is_file() else 0
 
 
@@ -73,8 +85,8 @@ def enter(sessions: Iterable[Session], scripts: dict[str, Script], lost: int = 0
     missing = [f"{name!r} with client {c}" for c, found in table.items() for name in contestants if name not in found]
     if len(missing) > lost:
         raise UserError(
-            f"sessions.jsonl: {len(missing)} sessions are missing (first: contestant {missing[0]}) and {lost} failed; "
-            f"every contestant must meet every train and test client, so finish stage simulate first"
+            f"sessions.jsonl: {len(missing)} sessions are missing (first: contestant {missing[0]}) and {lost} failed "
+            f"({FAILED}); every contestant must meet every train and test client, so finish stage simulate first"
         )
     table = {client: of_client for client, of_client in table.items() if len(of_client) > 1}
     return Field(contestants, table, scripts)
@@ -118,7 +130,8 @@ def dev_pairs(sessions: Iterable[Session], base: str, repeat: str, lost: int = 0
         if session.split == "dev":
             found.setdefault(session.profile_id, {})[session.therapist.name] = session
     if not found:
-        raise UserError("sessions.jsonl: no dev client; the judge's tie thresholds are set on dev clients")
+        of_lost = f" ({lost} sessions failed: {FAILED})" if lost else ""
+        raise UserError(f"sessions.jsonl: no dev client{of_lost}; the judge's tie thresholds are set on dev clients")
     lacking = [(client, name) for client, of in sorted(found.items()) for name in (base, repeat) if name not in of]
     whole = sorted(found.keys() - {client for client, _ in lacking})
     if len(lacking) > lost or not whole:

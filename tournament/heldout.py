@@ -22,6 +22,7 @@ from psychepass import records
 from psychepass.config import load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
+from psychepass.ledger import spent_usd
 from psychepass.run import say, stage_run
 from psychepass.schema import Battle, ClientLine, Dimension, Identity, Profile, Script, Session
 from psychepass.scoring import Scorer
@@ -43,7 +44,7 @@ from tournament.heldout_setup import (
     sampler_of,
 )
 from tournament.judge import match, subject
-from tournament.measuring import PANEL, check_endpoints, decide, frozen_judges, panel_of, spent_usd
+from tournament.measuring import PANEL, check_endpoints, decide, frozen_judges, panel_of
 from tournament.paired_rewards import PromptRewards, measure, prompts_of
 from tournament.panel import Panel
 from tournament.play import Match

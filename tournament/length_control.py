@@ -11,6 +11,8 @@ Beta rests on how verdicts move with a feature among the sessions of one contest
 one length, length and contestant cannot be told apart, and the prior would share the effect out between them: so a
 feature of whose variance less than 5 % lies within contestants is left out, and the analysis says so.
 Equal length is a way to look at verdicts, not a claim about what caused them.
+Intervals hold what clients differ in and nothing else: where all of them agree on a contestant, its interval has no
+width, which is no certainty, and the analysis says so (the ratings' intervals hold what such data leave open).
 Legend: C clients, M battles, P coefficients (contestants, then features), N contestants.
 """
 

@@ -7,7 +7,7 @@ Figures of PsychePass: 5 position_bias, 6 one_sided, 7 win_rates, 8 order_consis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -38,6 +38,18 @@ def both_orders(battles: Iterable[Battle]) -> list[Match]:
     """The matches of which both presentations were judged."""
     shown = {(b.session_a, b.session_b): b for b in battles}
     return [(b, shown[j, i]) for (i, j), b in sorted(shown.items()) if i < j and (j, i) in shown]
+
+
+def of_all(ways: Mapping[str, Sequence[Match]]) -> dict[str, list[Match]]:
+    """Of each way of showing sessions the matches that were judged in all of them: position bias grows as sessions come
+    closer in quality, and Swiss pairing by other verdicts lets others meet."""
+    judged = [{_sessions(m) for m in matches} for matches in ways.values()]
+    common = set.intersection(*judged)
+    return {way: [m for m in matches if _sessions(m) in common] for way, matches in ways.items()}
+
+
+def _sessions(match: Match) -> frozenset[str]:
+    return frozenset((match[0].session_a, match[0].session_b))
 
 
 def position_bias(matches: Sequence[Match]) -> list[Row]:

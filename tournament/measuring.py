@@ -27,7 +27,7 @@ from psychepass import records
 from psychepass.config import StageConfig
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
-from psychepass.ledger import Ledger, read_calls
+from psychepass.ledger import Ledger
 from psychepass.llm import ChatClient
 from psychepass.run import say
 from psychepass.schema import Battle, Dimension, Failure, Identity, Script
@@ -139,11 +139,6 @@ def decide(panel: Panel, matches: Sequence[Match], folder: Path, ledger: Path, b
 def _pair(met: Match) -> frozenset[str]:
     """Two sessions may be drawn twice; they are shown once in each order."""
     return frozenset((met.a.id, met.b.id))
-
-
-def spent_usd(ledger: Path) -> float:
-    """What the calls of a ledger have cost; nothing where there is none."""
-    return sum(c.cost_usd for c in read_calls(ledger)) if ledger.is_file() else 0.0
 
 
 def check_endpoints(endpoints: Iterable[Endpoint], ledger: Path) -> None:

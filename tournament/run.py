@@ -22,13 +22,13 @@ from psychepass import records
 from psychepass.config import load
 from psychepass.dry_run import table
 from psychepass.errors import UserError
-from psychepass.ledger import Ledger, read_calls
+from psychepass.ledger import Ledger, spent_usd
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Script, Session
 from psychepass.served import served_models, several_served
 from tournament import pairing, ratings
 from tournament.endpoint_matches import LEDGER, NOT_HAD, REPLIES, EndpointMatches
-from tournament.field import Field, dev_pairs, enter, failed_sessions, script_of
+from tournament.field import Field, check_held, dev_pairs, enter, failed_sessions, script_of
 from tournament.journal import Journal
 from tournament.judge import Outcome
 from tournament.leaderboard import leaderboard
@@ -74,6 +74,7 @@ class Entered:
         folder = Path(config.run)
         self.inputs = [folder / "sessions.jsonl", folder / "scripts.jsonl"]
         sessions = records.read(self.inputs[0], Session)
+        check_held(folder)
         self.scripts = {s.id: s for s in records.read(self.inputs[1], Script)}
         if not config.judges:
             check_readable(self.scripts.values())
@@ -173,8 +174,7 @@ def dry_run(config_path: str, overrides: list[str]) -> None:
     panel = Panel(config.judges, tau, entered.field.scripts.values())
     said = panel.own(records.peek(folder / REPLIES, JudgeReply), folder / REPLIES)
     planned = planned_judgements(panel, entered.field, config.pairing, config.rounds, said)
-    spent_usd = sum(c.cost_usd for c in read_calls(folder / LEDGER)) if (folder / LEDGER).is_file() else 0.0
-    print(table(planned, config.budget_usd, spent_usd))
+    print(table(planned, config.budget_usd, spent_usd(folder / LEDGER)))
 
 
 def reference_judges(entered: Entered) -> dict[str, ReferenceJudge]:

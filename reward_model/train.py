@@ -132,7 +132,8 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
             f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
             f"{config.validation_clients} leaves none to train on"
         )
-    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder), "WANDB_PROJECT": "psychepass"}
+    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder)}
+    os.environ.setdefault("WANDB_PROJECT", "psychepass")
     os.environ.setdefault("WANDB_X_SERVICE_WAIT", "300")  # its own process is given 30 s to start otherwise
 
     from reward_model.fit import fit

@@ -52,7 +52,8 @@ class StageRun:
             self.manifest = earlier
 
     def _refuse_changes(self, earlier: dict[str, Any]) -> None:
-        for part, hint in (("config", "use another run directory"), ("inputs", f"delete what {self.stage} made")):
+        anew = f"delete this file and what {self.stage} made"
+        for part, hint in (("config", f"use another run directory, or {anew}"), ("inputs", anew)):
             old, new = _flat(earlier[part]), _flat(self.manifest[part])
             changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             if changed:

@@ -5,7 +5,8 @@
   rank_agreement with the tournament          reward_model/agreement.py; null where the run has no ratings.json
 
 Every number is {"value", "low", "high", "n", "n_clients"}; only the first accuracy is spelt out at the top.
-`untrained` names dimensions of test pairs that the model was never trained on; null where its card does not say.
+`untrained` names dimensions, of test pairs or of rank_agreement (which reads all that are rewarded), that the model was
+never trained on; null where its card does not say.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from psychepass.errors import UserError
 from psychepass.run import say, stage_run
 from psychepass.schema import PreferencePair, Session
 from reward_model.inputs import sessions_of, untrained
+from training.pairs import REWARDED
 
 if TYPE_CHECKING:
     from reward_model.data import Ask, Tally
@@ -85,9 +87,9 @@ def evaluate(run_dir: Path, folder: Path) -> dict[str, Any]:
     read = Tally()
     rewards, card = score_asks(folder, [accuracy.asks_of(test), agreement.asks_of(played)], sessions, read)
     say(f"rm-eval: {read}")
-    unlearnt = untrained(card.dimensions, (p.dimension for p in test))
+    unlearnt = untrained(card.dimensions, [*(p.dimension for p in test), *(REWARDED if played else ())])
     if unlearnt:
-        say(f"rm-eval: {card.model} was never trained on {', '.join(unlearnt)}, which test pairs are about")
+        say(f"rm-eval: {card.model} was never trained on {', '.join(unlearnt)}, which metrics.json reads")
     train = [p for p in pairs if p.split == "train"]
     return {
         "model": card.model,

@@ -72,7 +72,7 @@ def fit(
         dimensions = {p.dimension for p in trained_on}
         card = models.save(whole, tokenizer, folder, config.base, *limits, config.precision, dimensions)
         imported = any(s.client.kind == "imported" for s in sessions.values())
-        write_card(folder, config, card, selection.epoch, len(pairs), len(clients), imported)
+        write_card(folder, config, card, selection.epoch, len(trained_on), len(clients) - len(held), imported)
         models.finish(whole, folder, card)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -68,6 +68,8 @@ class Watch(TrainerCallback):
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_global_step:  # kept as a path, which is another one where the run was moved since
+            state.best_model_checkpoint = str(self.trainer.checkpoints / f"checkpoint-{state.best_global_step}")
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="rm", unit="step")
 

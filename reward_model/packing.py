@@ -149,9 +149,9 @@ class Window:
 def windows(lengths: Sequence[int], scored: Sequence[int], budget: int) -> list[Window]:
     """Cover a session by windows of at most `budget` tokens that start on turn boundaries.
 
-    `lengths` are the turns' tokens, `scored` turn indices; each lies in exactly one window. A session within
-    the budget is one window. A later window begins with at least half of it, if there is that much, as the
-    history of its first scored turn. Turns after the last scored one are left out.
+    `lengths` are the turns' tokens, `scored` turn indices; each lies in exactly one window. A session within the budget
+    is one window. A later window begins so early that its first scored turn and the history before it fill at most
+    half of it: the other half is for turns to come. Turns after the last scored one are left out.
 
     Raises:
         ValueError: a scored turn alone is over the budget.

@@ -8,7 +8,6 @@ with fewer windows fills up with padding of weight zero.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from psychepass import records
 from psychepass.errors import UserError
 from reward_model.packing import Branch, Packed, pack
 
@@ -86,13 +86,13 @@ def deepspeed_config(path: str, bf16: bool) -> dict[str, Any]:
     weights travel and multiply in bf16. DeepSpeed's own bf16 mode would round the head too.
 
     Raises:
-        UserError: no such file, no launcher, DeepSpeed is not installed, or a stage other than 3.
+        UserError: no such file or no JSON, no launcher, DeepSpeed is not installed, or a stage other than 3.
     """
     if not Path(path).is_file():
         raise UserError(f"deepspeed = {path}: no such file; permitted: a DeepSpeed JSON, or null")
     if "LOCAL_RANK" not in os.environ:
         raise UserError(f"deepspeed = {path} needs a launcher, even for one process: start it with launch/rm.sh")
-    config = json.loads(Path(path).read_text())
+    config = records.read_json(path)
     if config.get("zero_optimization", {}).get("stage") != 3:
         raise UserError(f"{path}: zero_optimization.stage must be 3; without sharding set deepspeed to null")
     cpu = not torch.cuda.is_available()

@@ -95,8 +95,10 @@ def main(config_path: str, overrides: list[str]) -> None:
         if run.done:
             return
         folder = run_dir / FOLDER
-        if not (folder / "reward_model.json").is_file():
+        if "model" not in run.manifest.get("notes", {}):  # a kill may come between the model's card and this note
             try:
+                if rank == 0:
+                    refuse_leftovers(run, folder)
                 train(config, run, folder, rank)
             except UserError:
                 if rank == 0 and not (folder / LOG).is_file():
@@ -104,6 +106,17 @@ def main(config_path: str, overrides: list[str]) -> None:
                 raise
         if rank == 0:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def refuse_leftovers(run: StageRun, folder: Path) -> None:
+    """Raises UserError at a first start that finds a model or checkpoints, which other values may have made."""
+    found = [folder / "reward_model.json", *sorted((folder / CHECKPOINTS).glob("checkpoint-*"))]
+    found = [path for path in found if path.exists()]
+    if found and run.manifest["starts"] == 1:
+        run.abandon()
+        raise UserError(
+            f"{found[0]} is there already, and no manifest says what made it; delete {folder} to train anew"
+        )
 
 
 def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
@@ -119,7 +132,8 @@ def train(config: RMConfig, run: StageRun, folder: Path, rank: int) -> None:
             f"{run.dir}/pairs.jsonl has pairs of {len(clients)} train clients; validation_clients = "
             f"{config.validation_clients} leaves none to train on"
         )
-    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder), "WANDB_PROJECT": "psychepass"}
+    os.environ |= {"WANDB_MODE": config.wandb or "disabled", "WANDB_DIR": str(folder)}
+    os.environ.setdefault("WANDB_PROJECT", "psychepass")
     os.environ.setdefault("WANDB_X_SERVICE_WAIT", "300")  # its own process is given 30 s to start otherwise
 
     from reward_model.fit import fit

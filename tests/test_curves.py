@@ -124,10 +124,11 @@ def test_wandb_shows_what_the_log_holds(base, tmp_path):
     run = write_run(tmp_path / "run", train=1, test=1)
     config = write_config(tmp_path, run, base, epochs=1)
     command = [sys.executable, "-m", "psychepass.cli", "rm", str(config), "wandb=offline"]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"WANDB_SILENT": "true"}, check=True, capture_output=True)
+    env = os.environ | {"WANDB_SILENT": "true", "WANDB_PROJECT": "a_project_of_mine"}
+    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
     (row,) = log_of(run)
     assert "peak_flops_share" not in row and sum(k.startswith("accuracy/") for k in row) == 11
     (made,) = (run / "reward_model" / "wandb").glob("offline-run-*/run-*.wandb")
     shown = made.read_bytes()
     assert [k for k in row if k != "step" and f"train/{k}".encode() not in shown] == []
-    assert b"train/no_such_curve" not in shown
+    assert b"train/no_such_curve" not in shown and b"a_project_of_mine" in shown

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,8 @@ def test_an_epoch_is_chosen_on_clients_held_aside(base, tmp_path):
     notes = records.read_json(run / "manifests" / "rm.json")["notes"]
     assert set(notes["validation"]) == {"1", "2"}
     assert notes["validation"][f"{notes['epoch']:g}"] == max(notes["validation"].values())
+    card = (run / "reward_model" / "README.md").read_text()
+    assert notes["pairs"] == 92 and "loss on 46 judged pairs of 2 fictional clients" in card  # not on those held aside
     rows = log_of(run)
     assert [r["step"] for r in rows] == [1, 2]
 
@@ -309,6 +312,63 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(trained, base, tmp_p
     weights, others = (load_file(r / "reward_model" / "model.safetensors") for r in (run, trained))
     assert max(float((weights[k] - others[k]).abs().max()) for k in others) < 1e-5
     assert records.read_json(run / "manifests" / "rm.json")["starts"] == 2
+
+
+def test_what_an_unknown_stage_left_is_neither_taken_over_nor_gone_on_from(trained, base, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    manifest = run / "manifests" / "rm.json"
+    config = str(write_config(tmp_path, run, base, learning_rate=0.001))
+    assert cli(["rm", config]) == 2
+    said = capsys.readouterr().err
+    assert "learning_rate: was 0.003, is 0.001" in said and "or delete this file and what rm made" in said
+    manifest.unlink()  # half of it
+    for _ in range(2):
+        assert cli(["rm", config]) == 2 and not manifest.exists()
+        assert "reward_model.json is there already, and no manifest says" in capsys.readouterr().err
+    shutil.rmtree(run / "reward_model")
+    assert cli(["rm", config]) == 0 and records.read_json(manifest)["config"]["learning_rate"] == 0.001
+
+
+def test_a_kill_between_the_models_card_and_the_manifests_notes_loses_no_note(trained, base, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    manifest = run / "manifests" / "rm.json"
+    whole = records.read_json(manifest)
+    records.write_json(manifest, whole | {"ended": None, "notes": {}})
+    assert cli(["rm", str(write_config(tmp_path, run, base))]) == 0
+    assert records.read_json(manifest)["notes"] == whole["notes"]
+
+
+MOVED = """
+import os, signal, sys
+from reward_model.trainer import PairTrainer
+log, accuracies = PairTrainer.log, iter([0.9, 0.5])
+def worse(self, logs, start_time=None):
+    if "eval_accuracy" in logs:
+        logs["eval_accuracy"] = next(accuracies)
+    log(self, logs, start_time)
+PairTrainer.log = worse
+if sys.argv[2] == "die":
+    PairTrainer._load_best_model = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+from psychepass.cli import main
+sys.exit(main(["rm", sys.argv[1]]))
+"""
+
+
+def test_a_run_that_was_moved_while_it_lay_still_keeps_its_best_epoch(base, tmp_path):
+    env = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+
+    def train(run: Path, how: str) -> int:
+        config = write_config(tmp_path, run, base, validation_clients=1, epochs=2)
+        return subprocess.run([sys.executable, "-c", MOVED, str(config), how], cwd=ROOT, env=env).returncode
+
+    whole, killed = (write_run(tmp_path / name) for name in ("whole", "killed"))
+    assert train(whole, "") == 0 and train(killed, "die") == -signal.SIGKILL
+    moved = killed.rename(tmp_path / "moved")
+    assert train(moved, "") == 0
+    notes = [records.read_json(r / "manifests" / "rm.json")["notes"] for r in (whole, moved)]
+    assert notes[0] == notes[1] and notes[0]["epoch"] == 1 and notes[0]["validation"] == {"1": 0.9, "2": 0.5}
 
 
 def test_torn_checkpoints_and_log_lines_are_dropped(tmp_path):

@@ -228,13 +228,17 @@ def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path, port):
     assert model.state_dict().keys() == models.from_base(base, 1, 0).state_dict().keys()
 
 
-def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, capsys):
+def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "run", train=1, test=1)
     zero3 = str(ROOT / "configs" / "zero3.json")
     assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed=zero3))]) == 2
     assert "zero3.json needs a launcher, even for one process" in capsys.readouterr().err
     assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed="none.json"))]) == 2
     assert "deepspeed = none.json: no such file" in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    (tmp_path / "torn.json").write_text("{")
+    assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed=str(tmp_path / "torn.json")))]) == 2
+    assert "torn.json: not JSON" in capsys.readouterr().err
 
 
 def test_other_ranks_leave_lock_and_manifest_to_rank_0(tmp_path):

@@ -288,6 +288,23 @@ def test_the_script_trains_without_the_therapists_named_or_all(trained, base, tm
     assert nothing.returncode == 2 and "metrics.json: no such file; run psychepass rm-eval" in nothing.stderr
 
 
+def test_dimensions_that_the_model_was_never_trained_on_are_named(trained, tmp_path, capsys):  # noqa: F811
+    run = write_run(tmp_path / "run", train=0, test=2)
+    model = tmp_path / "model"
+    shutil.copytree(trained / "reward_model", model)
+    card = records.read_json(model / "reward_model.json")
+    records.write_json(model / "reward_model.json", card | {"dimensions": ["empathy"]})
+    records.write(
+        run / "pairs.jsonl",
+        [p for p in records.read(run / "pairs.jsonl", PreferencePair) if p.dimension in ("empathy", "crisis")],
+    )
+    config = tmp_path / "eval.yaml"
+    config.write_text(json.dumps({"run": str(run), "model": str(model)}))
+    assert cli(["rm-eval", str(config)]) == 0
+    assert records.read_json(run / "reward_model" / "metrics.json")["untrained"] == ["crisis"]
+    assert "was never trained on crisis, which metrics.json reads" in capsys.readouterr().err
+
+
 def test_bad_input_of_rm_eval_is_one_clear_error(trained, tmp_path, capsys):  # noqa: F811
     run = write_run(tmp_path / "run", train=0, test=2)
     config = tmp_path / "eval.yaml"

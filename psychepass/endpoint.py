@@ -34,7 +34,8 @@ class Price(Config):
 
 
 class Endpoint(Config):
-    """A model at an address. Entries of one `base_url`, `model` and `key_env` share their limits, the lowest of each.
+    """A model at an address. Entries of one `base_url`, `model` and `key_env` share their requests and tokens a minute,
+    the lowest of each; `max_concurrent` is shared by entries that are equal throughout.
 
     `key_env` names the environment variable that holds the key; the key itself stands in no config.
     `extra` is added to the body of each request (e.g. `chat_template_kwargs: {enable_thinking: false}`); null

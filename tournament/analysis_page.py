@@ -90,7 +90,8 @@ PARTS = (
     Part(
         "controlled",
         "Win rates at equal length and style",
-        "Raw win rates beside those at equal reply length, and at equal length and formatting; below, how much each "
+        "Raw win rates (by the same model, against the whole field: not those against the opponents met) beside those "
+        "at equal reply length, and at equal length and formatting; below, how much each "
         "feature weighs.",
         ("controlled_win_rates", "controlled_coefficients"),
         ("controlled_win_rates",),

@@ -25,6 +25,7 @@ from rl.reward import guard
 SECONDS = {"gen": "rollout", "old_log_prob": "old_log_prob", "ref": "reference", "update_actor": "update"}
 SECONDS |= {"update_weights": "weights", "testing": "validation"}
 Sync: Any = PPOTrainerSync  # verl's decorator hides the type
+SAID = ("prompts", "responses", "rollout_log_probs")  # equal replies differ in the last digits of the third
 VALIDATION = f"val-core/{SOURCE}/reward/mean@1"
 
 
@@ -96,9 +97,9 @@ class GRPOTrainer(Sync):
         not by their random keys, so that a run can be made again to the last digit."""
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         if self.config.trainer.device == "cpu":
-            data = _get(batch, "prompts", "responses")
-            said_B = [[row.tolist() for row in data[name].unbind(0)] for name in ("prompts", "responses")]
-            batch.reorder(sorted(range(len(batch.keys)), key=list(zip(*said_B, strict=True)).__getitem__))
+            said = _get(batch, *SAID)
+            rows_B = list(zip(*([row.tolist() for row in said[name].unbind(0)] for name in SAID), strict=True))
+            batch.reorder(sorted(range(len(rows_B)), key=rows_B.__getitem__))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

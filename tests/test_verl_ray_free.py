@@ -212,6 +212,37 @@ def test_loras_first_weights_follow_the_runs_seed_and_nothing_else(tmp_path: Pat
     assert not any(torch.equal(first[k], other[k]) for k in first)
 
 
+def test_on_cpus_a_batch_is_in_the_order_of_what_was_said_whoever_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transfer_queue import KVBatchMeta
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from rl import trainer
+
+    said = [([1, 2], [7], [-0.5]), ([1, 2], [7], [-0.25]), ([1], [9, 8], [-1.0, -2.0]), ([1, 2], [3], [-0.125])]
+    names = ("prompts", "responses", "rollout_log_probs")
+    stored: dict[str, Any] = {}  # stands for the transfer queue, which is a Ray actor
+
+    def get(batch: KVBatchMeta, *fields: str) -> Any:
+        rows = {f: [torch.tensor(stored[k][names.index(f)]) for k in batch.keys] for f in fields}
+        return {f: torch.nested.as_nested_tensor(rows[f], layout=torch.jagged) for f in fields}
+
+    monkeypatch.setattr(trainer, "_get", get)
+    monkeypatch.setattr(PPOTrainerSync, "_balance_batch", lambda self, batch, metrics: batch)
+    ours: Any = object.__new__(trainer.GRPOTrainer)
+
+    def ordered(arrival: list[int]) -> list[Any]:
+        keys = [str(uuid4()) for _ in arrival]
+        stored.update({k: said[i] for k, i in zip(keys, arrival, strict=True)})
+        batch = KVBatchMeta(keys=keys, tags=[{} for _ in keys], partition_id="train")
+        return [stored[k] for k in ours._balance_batch(batch, {}).keys]
+
+    ours.config = OmegaConf.create({"trainer": {"device": "cpu"}})
+    assert ordered([0, 1, 2, 3]) == ordered([3, 1, 0, 2]) == ordered([1, 2, 3, 0])
+    assert [prompt for prompt, _, _ in ordered([0, 2, 1, 3])] == [[1], [1, 2], [1, 2], [1, 2]], "siblings together"
+    ours.config = OmegaConf.create({"trainer": {"device": "cuda"}})
+    assert ordered([3, 1, 0, 2]) == [said[i] for i in (3, 1, 0, 2)], "verl's own balance on GPUs"
+
+
 def test_settling_keeps_the_last_complete_checkpoint_and_its_lines(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         (tmp_path / "checkpoints" / f"global_step_{step}").mkdir(parents=True)

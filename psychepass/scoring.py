@@ -10,7 +10,7 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -48,8 +48,17 @@ class ScoreGroup(Frozen):
         return self
 
 
+def untrained(trained: Iterable[str] | None, asked: Iterable[Dimension]) -> tuple[Dimension, ...] | None:
+    """Which of the dimensions `asked` a model was never trained on; None for one whose card does not say."""
+    if trained is None:
+        return None
+    missing = set(asked) - set(trained)
+    return tuple(d for d in Dimension if d in missing)
+
+
 class Scorer:
-    """A scorer at `url`. `timeout_s` bounds one call with its retries; `model` is what answered last.
+    """A scorer at `url`. `timeout_s` bounds one call with its retries; `model` is what answered last, and
+    `dimensions` what it was trained on by the last look at its health; None where it does not say.
 
     A scorer that is down or busy is asked again until then; `file`, a run's scorer.json, is where another
     one in its place leaves its address.
@@ -59,6 +68,7 @@ class Scorer:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.model = model
+        self.dimensions: list[str] | None = None
         self.file = None if file is None else Path(file)
 
     def arguments(self) -> dict[str, Any]:
@@ -93,7 +103,7 @@ class Scorer:
         )
 
     def health(self) -> str:
-        """The served model's id; one try of at most 5 s. Raises UserError."""
+        """The served model's id, and `dimensions` of it; one try of at most 5 s. Raises UserError."""
         try:
             with _client(httpx.Client, min(5.0, self.timeout_s)) as client:
                 body = _json(client.get(f"{self.url}/health"), self.url)
@@ -101,7 +111,15 @@ class Scorer:
             raise UserError(f"scorer {self.url}: {type(e).__name__}: {e}") from e
         if not isinstance(body, dict) or body.get("status") != "ok" or not isinstance(body.get("model"), str):
             raise UserError(f"scorer {self.url}/health: expected status 'ok' and a model, got {str(body)[:200]!r}")
+        named = body.get("dimensions")
+        self.dimensions = named if isinstance(named, list) else None
         return body["model"]
+
+    def warnings(self, asked: Iterable[Dimension]) -> list[str]:
+        """What to know before its rewards on the dimensions `asked` are relied on; usually nothing."""
+        names = ", ".join(untrained(self.dimensions, asked) or ())
+        told = f"Reward model {self.model} was never trained on {names}: its rewards there mean nothing."
+        return [told] if names else []
 
     def score(self, groups: Sequence[ScoreGroup]) -> list[list[list[float]]]:
         """Rewards [group][response][dimension], in the order of the request.

@@ -22,7 +22,8 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import say, stage_run
 from psychepass.schema import PreferencePair, Session
-from reward_model.inputs import sessions_of, untrained
+from psychepass.scoring import untrained
+from reward_model.inputs import sessions_of
 from training.pairs import REWARDED
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from psychepass import records
 from psychepass.errors import UserError
-from psychepass.schema import Dimension, PreferencePair, Session
+from psychepass.schema import PreferencePair, Session
 
 
 def sessions_of(
@@ -33,14 +33,6 @@ def sessions_of(
                     f"pair {pair.id}: session {side.session} has no turn {absent[0]}; it has {len(turns[side.session])}"
                 )
     return sessions
-
-
-def untrained(trained: Iterable[Dimension] | None, asked: Iterable[Dimension]) -> tuple[Dimension, ...] | None:
-    """Which of the dimensions `asked` a model was never trained on; None for one whose card does not say."""
-    if trained is None:
-        return None
-    missing = set(asked) - set(trained)
-    return tuple(d for d in Dimension if d in missing)
 
 
 def family_of(therapist: str, sessions: Mapping[str, Session]) -> set[str]:

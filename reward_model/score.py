@@ -27,8 +27,7 @@ from psychepass.config import StageConfig, describe, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, Record, content_hash
-from psychepass.scoring import ScoreGroup
-from reward_model.inputs import untrained
+from psychepass.scoring import ScoreGroup, untrained
 
 if TYPE_CHECKING:
     from reward_model.scorer import GroupScorer

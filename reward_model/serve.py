@@ -33,8 +33,7 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import say
 from psychepass.schema import Dimension, Frozen
-from psychepass.scoring import SCORER_FILE, ScoreGroup
-from reward_model.inputs import untrained
+from psychepass.scoring import SCORER_FILE, ScoreGroup, untrained
 from reward_model.keeper import keep
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from psychepass.config import Config, TrackedConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, say, stage_run
 from psychepass.schema import Dimension, PreferencePair
-from reward_model.inputs import sessions_of, untrained, without
+from psychepass.scoring import untrained
+from reward_model.inputs import sessions_of, without
 
 if TYPE_CHECKING:
     from reward_model.model import Card

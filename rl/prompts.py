@@ -74,6 +74,14 @@ def dimensions_of(extra_info: dict[str, Any]) -> tuple[Dimension, ...]:
     return tuple(Dimension(d) for d in extra_info["dimensions"])
 
 
+def dimensions_in(path: Path) -> set[Dimension]:
+    """What the prompts of a file are rewarded on."""
+    import pyarrow.parquet as pq
+
+    extras = pq.read_table(path, columns=["extra_info"]).column(0).to_pylist()
+    return {d for extra in extras for d in dimensions_of(extra)}
+
+
 def count(path: Path) -> int:
     import pyarrow.parquet as pq
 

@@ -53,6 +53,10 @@ def align(config: GRPOConfig, run: StageRun, production: GRPOConfig) -> None:
         scorer = Scorer.of_run(run.dir, config.scorer_url, config.scorer_timeout_s)
         _refuse_other_rewards(run, scorer)
         say(f"grpo: steps {done_step + 1} to {last_step}, rewards from {scorer.model} at {scorer.url}")
+        cautions = scorer.warnings(d for path in split.values() for d in prompts.dimensions_in(path))
+        run.note(warnings=cautions)
+        for caution in cautions:
+            say(f"grpo: {caution}")
         fixed = config.model_copy(update={"steps": last_step})
         _train(fixed, scorer, files, n_layers, _band(config, run.dir), resumed=done_step > 0)
     _export(config, run, files, last_step)

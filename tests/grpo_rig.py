@@ -60,13 +60,14 @@ def letters(text: str, dimension: str) -> float:
 
 
 class Served:
-    """The scorer's address, its calls, a switch that makes it fail, and how many calls it answers before the others
-    must wait for `go_on`."""
+    """The scorer's address, its calls, a switch that makes it fail, what it says it was trained on, and how many calls
+    it answers before the others must wait for `go_on`."""
 
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[dict[str, Any]] = []
         self.answer: Callable[[dict[str, Any]], tuple[int, Any]] | None = None
+        self.dimensions: list[str] | None = None
         self.answered_at_once = math.inf
         self.go_on = threading.Event()
 
@@ -78,7 +79,7 @@ def http_scorer(reward: Callable[[str, str], float] = letters) -> Iterator[Serve
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"status": "ok", "model": "letters"})
+            self._send(200, {"status": "ok", "model": "letters", "dimensions": served.dimensions})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

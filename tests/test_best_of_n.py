@@ -134,6 +134,7 @@ def arguments(run: Path, scorer: Scorer, weights: Path, /, **policy: Any) -> lis
 def test_the_stage_with_a_tiny_policy(tmp_path: Path, scripts: list[Script], scorer: Scorer) -> None:
     weights = tiny_model(tmp_path)
     run = made_run(tmp_path, scripts, weights)
+    scorer.dimensions.remove("empathy")
     assert cli(arguments(run, scorer, weights)) == 0
     folder = run / "best_of_n"
     rewards = {(r.session, r.turn): r for r in records.read(folder / "rewards.jsonl", PromptRewards)}
@@ -155,6 +156,7 @@ def test_the_stage_with_a_tiny_policy(tmp_path: Path, scripts: list[Script], sco
         assert row["overall"]["judge"] == "reference-judge" and row["shadow"]["overall"]["judge"] == "reference-shadow"
         assert (row["overall"]["n"], row["overall"]["battles"]) == (2, 6)
     assert found["reward_model"] == "rm-test" and "does not replace a clinician" in found["words"][0]
+    assert found["warnings"] == ["Reward model rm-test was never trained on empathy: its rewards there mean nothing."]
     made = {p.name: p.read_bytes() for p in folder.iterdir()}
     asked = len(scorer.groups)
     assert cli(arguments(run, scorer, weights)) == 0  # done before

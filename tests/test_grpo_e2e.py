@@ -74,6 +74,7 @@ def test_grpo_from_prompts_to_policy(tmp_path: Path) -> None:
     metrics, ray_file = run / "grpo" / "metrics.jsonl", run / "grpo" / "ray.json"
 
     with http_scorer() as scorer:
+        scorer.dimensions = ["empathy", "crisis"]
         stage = Stage(run, model, f"scorer_url={scorer.url}", "scorer_timeout_s=1500", f"steps={STEPS}")
         scorer.answered_at_once = 2 + 4 + 4 + 2  # validation, two steps, validation: the third step waits for the kill
         process = stage.start()
@@ -93,6 +94,9 @@ def test_grpo_from_prompts_to_policy(tmp_path: Path) -> None:
 
         code, error = stage.call()
         assert code == 0, error
+        told = "Reward model letters was never trained on engagement: its rewards there mean nothing."
+        assert f"grpo: {told}" in error
+        assert json.loads((run / "manifests" / "grpo.json").read_text())["notes"]["warnings"] == [told]
         assert not ray_processes(temp)
         assert metrics.read_text().startswith(second)
 

@@ -43,12 +43,12 @@ class Scorer:
     def __init__(self) -> None:
         self.groups: list[dict[str, Any]] = []
         self.answered_at_once, self.go_on = math.inf, threading.Event()
-        self.model = "rm-test"
+        self.model, self.dimensions = "rm-test", [d.value for d in Dimension if d is not Dimension.DIVERSITY]
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._send({"status": "ok", "model": outer.model})
+                self._send({"status": "ok", "model": outer.model, "dimensions": outer.dimensions})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -159,7 +159,7 @@ def test_two_policies_meet_the_held_out_clients(tmp_path: Path, scripts: list[Sc
     assert found["reward"]["difference"] == pytest.approx(found["reward"]["after"] - found["reward"]["before"])
     assert found["reward"]["prompts"] == 32 and found["failures"] == {"n": 0, "share": 0.0, "judgements": 80}
     assert found["opened"] == 1 and len(records.read_json(folder.parent / "openings.json")) == 1
-    assert "not a statement of safety" in " ".join(found["words"])
+    assert "not a statement of safety" in " ".join(found["words"]) and found["warnings"] == []
     assert len(report_data.headline(found)) == 4
     assert len(report_data.transcripts(sessions, found)["turns"]) == len(sessions[0].turns)
 

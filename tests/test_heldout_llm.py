@@ -346,7 +346,7 @@ def test_policies_behind_endpoints_are_asked_scored_and_never_twice(
         assert cli(call(run, scorer, clients=1, **keys)) == 0 and len(server.log) == n
     found = summary(run)
     assert found == before and found["policies"]["aligned"]["weights"].startswith(f"{MODEL} at ")
-    assert "taken on trust" in found["words"][-1]
+    assert "taken on trust" in found["warnings"][-1]
     said = records.read(run / "heldout" / "replies.jsonl", PromptReply)
     rewards = records.read(run / "heldout" / "rewards.jsonl", PromptRewards)
     assert {r.policy for r in rewards} == {"base", "aligned"}

@@ -112,6 +112,13 @@ def test_the_page_names_judge_rubric_failures_openings_and_the_exact_words(made:
         assert override["key"] in text and report.plain(override["here"]) in text
 
 
+def test_a_warning_of_the_held_out_comparison_is_among_the_limits(copied: Path) -> None:
+    records.write_json(copied / "heldout" / "summary.json", summary_of(copied) | {"warnings": ["Not <b>trained</b>."]})
+    report.main(CONFIG, [f"run={copied}"])
+    limits = page_of(copied).split('<section id="limits">')[1]
+    assert "<li><strong>Not &lt;b&gt;trained&lt;/b&gt;.</strong></li>" in limits
+
+
 def test_llm_judges_are_named_and_so_is_a_judge_that_also_plays(copied: Path) -> None:
     one = {"name": "some-llm", "model": "some-model at http://h/v1", "rubric_version": "ab12", "prompt_hash": "cd34"}
     frozen, ratings = (records.read_json(copied / name) for name in ("judge.json", "ratings.json"))

@@ -230,10 +230,16 @@ def test_health_names_the_model_and_says_when_it_does_not_answer(scorer, monkeyp
                 Scorer(address, 120).health()
 
 
-def test_a_dimension_that_was_never_trained_is_answered_and_said_once(scorer, capsys):
+def test_a_dimension_that_was_never_trained_is_answered_and_said_once(scorer, tmp_path, capsys):
     taught = GroupScorer(scorer.model, scorer.renderer, "tiny-rm@0", dimensions=(Dimension.EMPATHY, Dimension.CRISIS))
     with served(taught) as address:
         assert health(address)["dimensions"] == ["empathy", "crisis"]
+        assert Scorer(address, 120).warnings(Dimension) == [], "its health was not asked for"
+        client = Scorer.of_run(tmp_path, address)
+        assert client.warnings([Dimension.CRISIS, Dimension.EMPATHY]) == []
+        assert client.warnings([Dimension.MEMORY, Dimension.EMPATHY, Dimension.MEMORY]) == [
+            "Reward model tiny-rm@0 was never trained on memory: its rewards there mean nothing."
+        ]
         for _ in range(2):
             assert Scorer(address, 120).score(GROUPS[:1]) == scorer.score(GROUPS[:1])
     said = capsys.readouterr().err

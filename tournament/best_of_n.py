@@ -149,6 +149,7 @@ def compare(
         "samples": samples,
         "draws": config.draws,
         "words": list(WORDS),
+        "warnings": scorer.warnings(d for r in rewards for d in r.dimensions),
     }
     records.write_json(folder / "summary.json", summary | llm)
     return summary

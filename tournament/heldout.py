@@ -103,8 +103,9 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
             "name": sessions[0].client.name,
             "lines": adherence(records.read(folder / LINES, ClientLine)),
         }
+    found["warnings"] = scorer.warnings(d for r in rewards for d in r.dimensions)
     if base.endpoint:
-        found["words"].append("Both policies answered behind endpoints: which weights they served is taken on trust.")
+        found["warnings"] += ["Both policies answered behind endpoints: which weights they served is taken on trust."]
     records.write_json(folder / "summary.json", found | {"opened": opened, "form": config.form})
     overall = found["overall"]
     say(f"heldout: overall win score {overall['score']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]")

@@ -27,7 +27,17 @@ torchrun)
     ;;
 deepspeed)
     [ "$NNODES" = 1 ] || { echo "rm.sh: LAUNCHER=deepspeed starts one node, NNODES is $NNODES; use torchrun" >&2; exit 2; }
-    exec deepspeed --num_accelerators "$NPROC" --master_addr 127.0.0.1 --master_port "${MASTER_PORT:-29500}" \
+    devices=(--num_accelerators "$NPROC")
+    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then  # told a number of them, it would take the node's first
+        case $CUDA_VISIBLE_DEVICES in
+        *[!0-9,]*)
+            echo "rm.sh: CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES; LAUNCHER=deepspeed reads numbers alone; use torchrun" >&2
+            exit 2
+            ;;
+        esac
+        devices=(--include "localhost:$(cut -d, -f "1-$NPROC" <<<"$CUDA_VISIBLE_DEVICES")")
+    fi
+    exec deepspeed "${devices[@]}" --master_addr 127.0.0.1 --master_port "${MASTER_PORT:-29500}" \
         --no_local_rank --module psychepass.cli rm "$@"
     ;;
 *)

@@ -67,9 +67,14 @@ class Watch(TrainerCallback):
         self.trainer = trainer
         self.bar: tqdm | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.best_global_step:  # kept as a path, which is another one where the run was moved since
+    def _point_at_best(self, state) -> None:
+        """Which epoch is loaded in the end. The Trainer keeps it as a path, which is another one where a run was moved,
+        and sets it only where the folder is there: DeepSpeed makes it after that look, and other nodes see it late."""
+        if state.best_global_step:
             state.best_model_checkpoint = str(self.trainer.checkpoints / f"checkpoint-{state.best_global_step}")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._point_at_best(state)
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="rm", unit="step")
 
@@ -85,6 +90,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()  # each rank writes a part
+        self._point_at_best(state)
         if state.is_world_process_zero:
             whole = self.trainer.checkpoints / f"checkpoint-{state.global_step}" / WHOLE
             records.write_atomic(whole, f"{self.trainer.world}\n")

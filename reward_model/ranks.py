@@ -86,15 +86,15 @@ def deepspeed_config(path: str, bf16: bool) -> dict[str, Any]:
     weights travel and multiply in bf16. DeepSpeed's own bf16 mode would round the head too.
 
     Raises:
-        UserError: no such file or no JSON, no launcher, DeepSpeed is not installed, or a stage other than 3.
+        UserError: no such file or no JSON, no launcher, DeepSpeed is not installed, a stage other than 3, or values
+            in it that the stage decides.
     """
     if not Path(path).is_file():
         raise UserError(f"deepspeed = {path}: no such file; permitted: a DeepSpeed JSON, or null")
     if "LOCAL_RANK" not in os.environ:
         raise UserError(f"deepspeed = {path} needs a launcher, even for one process: start it with launch/rm.sh")
     config = records.read_json(path)
-    if config.get("zero_optimization", {}).get("stage") != 3:
-        raise UserError(f"{path}: zero_optimization.stage must be 3; without sharding set deepspeed to null")
+    _refuse_values(config, path)
     cpu = not torch.cuda.is_available()
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -105,10 +105,25 @@ def deepspeed_config(path: str, bf16: bool) -> dict[str, Any]:
     # torch 2.13 renames what DeepSpeed 0.19 calls, and would say so in every forward
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     config["torch_autocast"] = {"enabled": bf16, "dtype": "bfloat16"}
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # for the model that is saved
     if cpu:
         config["zero_optimization"]["overlap_comm"] = False  # there are no streams to overlap on
         _prepare_cpu_deepspeed(deepspeed)
     return config
+
+
+def _refuse_values(config: dict[str, Any], path: str) -> None:
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        raise UserError(f"{path}: zero_optimization.stage must be 3; without sharding set deepspeed to null")
+    for key in ("optimizer", "scheduler"):
+        if key in config:
+            raise UserError(
+                f"{path}: {key} is set, but stage rm makes its own from learning_rate and its like; delete it"
+            )
+    for key, value in zero.items():
+        if value == "auto":  # transformers would take it from a config that a reward model does not have
+            raise UserError(f"{path}: zero_optimization.{key} is 'auto'; permitted: a number, as in configs/zero3.json")
 
 
 def _prepare_cpu_deepspeed(deepspeed: Any) -> None:

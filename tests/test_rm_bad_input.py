@@ -55,7 +55,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(base, tmp_path, capsys):
     tokenizer.save_pretrained(bare)
     run = write_run(tmp_path / "run", train=2, test=1)
     assert cli(["rm", str(write_config(tmp_path, run, bare))]) == 2
-    assert "needs a tokenizer with an eos token" in _err(capsys)
+    assert f"{bare}: the reward text needs a tokenizer with an eos token" in _err(capsys)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path, capsys):

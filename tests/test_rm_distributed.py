@@ -208,6 +208,39 @@ def test_two_ranks_train_are_killed_go_on_and_end_with_the_model_of_one(base, tm
     assert code == 0 and said.count("done before, nothing to do") == 1
 
 
+FORCED = """
+import sys
+from reward_model.trainer import PairTrainer
+log, accuracies = PairTrainer.log, {1: 0.7, 2: 0.6, 3: 0.8}
+def forced(self, logs, start_time=None):
+    if "eval_accuracy" in logs:
+        logs["eval_accuracy"] = accuracies[round(self.state.epoch)]
+    log(self, logs, start_time)
+PairTrainer.log = forced
+from psychepass.cli import main
+sys.exit(main(["rm", sys.argv[1]]))
+"""
+
+
+@needs_deepspeed
+def test_zero3_saves_the_epoch_that_it_names_also_where_that_is_the_last(base, tmp_path):
+    changes = {"two_pass": True, "validation_clients": 1, "epochs": 3}
+    program = tmp_path / "forced.py"
+    program.write_text(FORCED)
+    alone, parted = (write_run(tmp_path / name) for name in ("alone", "parted"))
+    config = write_config(tmp_path, alone, base, **changes)
+    assert subprocess.run([sys.executable, str(program), str(config)], cwd=ROOT, env=ENV).returncode == 0
+    done = torchrun(
+        str(program), str(write_config(tmp_path, parted, base, deepspeed=engine("zero3.json", tmp_path), **changes))
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    notes = [records.read_json(r / "manifests" / "rm.json")["notes"] for r in (alone, parted)]
+    assert notes[0]["epoch"] == notes[1]["epoch"] == 3
+    assert notes[0]["validation"] == notes[1]["validation"] == {"1": 0.7, "2": 0.6, "3": 0.8}
+    weights, others = (load_file(r / "reward_model" / "model.safetensors") for r in (parted, alone))
+    assert max(float((weights[k] - others[k]).abs().max()) for k in others) < 1e-4
+
+
 def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli(["rm", str(write_config(tmp_path, write_run(tmp_path / "run"), base))]) == 2
@@ -215,9 +248,10 @@ def test_one_pass_is_refused_on_several_ranks(base, tmp_path, monkeypatch, capsy
 
 
 @needs_deepspeed
-def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path, port):
+@pytest.mark.parametrize("lora", [{"rank": 4, "alpha": 8}, None], ids=["adapters", "all weights"])
+def test_the_deepspeed_launcher_trains_in_bf16(base, tmp_path, port, lora):
     run = write_run(tmp_path / "run", train=2, test=1)
-    options = {"lora": {"rank": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True}
+    options = {"lora": lora, "precision": "bf16", "gradient_checkpointing": True}
     zero3 = str(ROOT / "configs" / "zero3.json")
     config = write_config(tmp_path, run, base, two_pass=True, learning_rate=0.02, deepspeed=zero3, **options)
     code, said = stage_rm(config, LAUNCHER="deepspeed", MASTER_PORT=str(port))
@@ -228,6 +262,24 @@ def test_the_deepspeed_launcher_trains_adapters_in_bf16(base, tmp_path, port):
     assert model.state_dict().keys() == models.from_base(base, 1, 0).state_dict().keys()
 
 
+def test_the_deepspeed_launcher_is_told_which_gpus_are_meant(tmp_path):
+    """A stand-in says what it was called with: no GPU is here to be taken."""
+    stand_in = tmp_path / "deepspeed"
+    stand_in.write_text("#!/bin/sh\necho $1 $2 >&2\n")
+    stand_in.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def called(visible: str) -> tuple[int, str]:
+        env = ENV | {"LAUNCHER": "deepspeed", "NPROC": "2", "CUDA_VISIBLE_DEVICES": visible, "PATH": path}
+        done = subprocess.run(["bash", "launch/rm.sh", "x.yaml"], cwd=ROOT, env=env, capture_output=True, text=True)
+        return done.returncode, done.stderr.strip()
+
+    assert called("4,5,6") == (0, "--include localhost:4,5")
+    assert called("") == (0, "--num_accelerators 2")
+    code, said = called("GPU-1f,GPU-2a")
+    assert code == 2 and "CUDA_VISIBLE_DEVICES is GPU-1f,GPU-2a; LAUNCHER=deepspeed reads numbers alone" in said
+
+
 def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "run", train=1, test=1)
     zero3 = str(ROOT / "configs" / "zero3.json")
@@ -236,9 +288,17 @@ def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path,
     assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed="none.json"))]) == 2
     assert "deepspeed = none.json: no such file" in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "0")
-    (tmp_path / "torn.json").write_text("{")
-    assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed=str(tmp_path / "torn.json")))]) == 2
-    assert "torn.json: not JSON" in capsys.readouterr().err
+    own = str(tmp_path / "own.json")
+    auto = {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}
+    for values, said in (
+        ("{", "own.json: not JSON"),
+        ('{"zero_optimization": {"stage": 2}}', "own.json: zero_optimization.stage must be 3"),
+        ('{"zero_optimization": {"stage": 3}, "scheduler": {}}', "own.json: scheduler is set, but stage rm makes its"),
+        (json.dumps(auto), "own.json: zero_optimization.reduce_bucket_size is 'auto'; permitted: a number"),
+    ):
+        Path(own).write_text(values)
+        assert cli(["rm", str(write_config(tmp_path, run, base, deepspeed=own))]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_other_ranks_leave_lock_and_manifest_to_rank_0(tmp_path):

@@ -36,7 +36,8 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, max_tokens: int, max_response: int):
         if tokenizer.eos_token_id is None:
-            raise UserError("the reward text needs a tokenizer with an eos token, which ends each segment")
+            name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+            raise UserError(f"{name}: the reward text needs a tokenizer with an eos token, which ends each segment")
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id
         self.head = self._head()

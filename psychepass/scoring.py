@@ -26,6 +26,7 @@ from psychepass.schema import Dimension, Frozen, Message
 SCORER_FILE = "scorer.json"
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 BUSY = (502, 503, 504)
+CONSTANT = 1e-6  # of the rewards: in fp32, equal replies in one pass differ by less
 
 
 class ScoreGroup(Frozen):
@@ -54,6 +55,11 @@ def untrained(trained: Iterable[str] | None, asked: Iterable[Dimension]) -> tupl
         return None
     missing = set(asked) - set(trained)
     return tuple(d for d in Dimension if d in missing)
+
+
+def constant(mean: float, std: float) -> bool:
+    """Whether rewards of that mean and spread differ by rounding alone, and so prefer nothing."""
+    return std <= CONSTANT * max(1.0, abs(mean))
 
 
 class Scorer:

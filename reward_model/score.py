@@ -77,6 +77,7 @@ def main(config_path: str, overrides: list[str]) -> None:
         if run.done:
             return
         try:
+            refuse_leftovers(run)
             scorer = _scorer(folder)
             if "rows" not in run.manifest["notes"]:
                 rows, asked = check(file, config.dimensions, scorer)
@@ -85,6 +86,14 @@ def main(config_path: str, overrides: list[str]) -> None:
             run.abandon()
             raise
         score(file, config.dimensions, scorer, run)
+
+
+def refuse_leftovers(run: StageRun) -> None:
+    """Raises UserError at a first start that finds scores, which may be of another file or model."""
+    if run.manifest["starts"] == 1 and (run.dir / OUTPUT).exists():
+        raise UserError(
+            f"{run.dir / OUTPUT} is there already, and no manifest says what made it; delete it to score anew"
+        )
 
 
 def _scorer(folder: Path) -> GroupScorer:

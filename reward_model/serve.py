@@ -5,10 +5,10 @@
     POST /score  {"groups": [{"context", "responses", "dimensions"}]}
                  -> {"model": ID, "rewards": [group][response][dimension]}
 
-Bad input is 422, overload 503 with Retry-After, a model that does not answer 503 on /health, each with
-{"error": "one sentence"}. A dimension that the model was never trained on is answered, and said on standard error
-once. Groups that wait and share a context are scored together (reward_model/batching.py);
-up to rounding a reward does not depend on what else is asked.
+Bad input is 422, overload 503 with Retry-After, as is a service that is told to stop, and a model that does not answer
+503 on /health, each with {"error": "one sentence"}. A dimension that the model was never trained on is answered, and
+said on standard error once. Groups that wait and share a context are scored together (reward_model/batching.py); up to
+rounding a reward does not depend on what else is asked.
 
 The stage serves until it is told to stop, so it has no manifest. `<run>/scorer.json` holds its address. Where the
 process that holds the model dies, its keeper starts another at the same address (reward_model/keeper.py).
@@ -37,6 +37,7 @@ from psychepass.scoring import SCORER_FILE, ScoreGroup, untrained
 from reward_model.keeper import keep
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
     from reward_model.scorer import GroupScorer
@@ -80,7 +81,6 @@ def answer(config: ServeConfig, listener: socket.socket, path: Path, keeper: int
         UserError: no model there, or one that gives no finite reward to a first, tiny group.
     """
     import torch
-    import uvicorn
 
     from reward_model.batching import PROBE
     from reward_model.scorer import GroupScorer
@@ -98,8 +98,7 @@ def answer(config: ServeConfig, listener: socket.socket, path: Path, keeper: int
     records.write_json(path, address)
     say(f"serve-rm: {scorer.name} at {address['url']} (address in {path})")
     ready()
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(settings).run(sockets=[listener])
+    server_of(app).run(sockets=[listener])
 
 
 def stop_earlier(path: Path, keeper: int) -> None:
@@ -129,6 +128,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """Told to stop, it waits a second for the answers under way; whoever still waits is to ask again."""
+    import uvicorn
+
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+
+
 def make_app(scorer: GroupScorer, max_waiting: int) -> FastAPI:
     """The service over a loaded model."""
     from fastapi import FastAPI, Request
@@ -143,7 +149,7 @@ def make_app(scorer: GroupScorer, max_waiting: int) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        batcher.close()
+        await run_in_threadpool(batcher.close)  # the refusals of those who wait go out meanwhile
 
     app = FastAPI(title="PsychePass scorer", docs_url=None, redoc_url=None, lifespan=lifespan)
 
@@ -183,6 +189,8 @@ def make_app(scorer: GroupScorer, max_waiting: int) -> FastAPI:
             rewards = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except UserError as e:
             return error(422, str(e))
+        except asyncio.CancelledError:  # told to stop; uvicorn would answer 500, which no caller tries again
+            return error(503, "the service is stopping; send this request again", {"Retry-After": "1"})
         except Overloaded as e:
             return error(503, str(e), {"Retry-After": str(e.retry_s)})
         except (FloatingPointError, RuntimeError) as e:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from psychepass.errors import UserError
+from psychepass.scoring import constant
 
 EPSILON = 1e-6  # verl's, in the denominator
-CONSTANT = 1e-6  # a spread below this share of the values is rounding, not preference
 
 
 def group_scores(rewards_RD: Sequence[Sequence[float]]) -> list[float]:
@@ -41,7 +41,7 @@ def group_scores(rewards_RD: Sequence[Sequence[float]]) -> list[float]:
 def _standardise(rewards_R: list[float]) -> list[float]:
     mean = statistics.fmean(rewards_R)
     std = statistics.stdev(rewards_R)
-    if std <= CONSTANT * max(1.0, abs(mean)):
+    if constant(mean, std):
         return [0.0] * len(rewards_R)
     return [(r - mean) / (std + EPSILON) for r in rewards_R]
 

@@ -46,6 +46,7 @@ def scripts() -> list[Script]:
 
 def test_scores_are_standardised_a_dimension_and_a_constant_one_adds_nothing() -> None:
     assert choices.scores_of([[1.0, 5.0], [3.0, 5.0]]) == (-0.5, 0.5)
+    assert choices.scores_of([[0.3, 1.0], [0.3 + 1e-8, 2.0]]) == (-0.5, 0.5), "rounding, not preference"
     assert choices.scores_of([[0.0, 100.0], [1.0, 300.0], [0.5, 200.0]])[1] == pytest.approx(1.5**0.5)
 
 

@@ -96,6 +96,7 @@ def test_the_numbers_of_the_page_are_those_of_the_files(made: Path) -> None:
         ends = f"[{report.number(row['low'], 2, True)}, {report.number(row['high'], 2, True)}]"
         assert f"{report.number(row['score'], 2, True)} {ends}" in text
     assert f"n = {summary['overall']['n']} clients" in text
+    assert "Knowing only which therapist spoke: 63" in text and "Always choosing the longer reply: 58" in text
 
 
 def test_the_page_names_judge_rubric_failures_openings_and_the_exact_words(made: Path) -> None:

@@ -115,7 +115,11 @@ def test_a_second_call_does_nothing_and_a_changed_file_is_refused(
     before = (tmp_path / "run" / "scores.jsonl").read_bytes()
     assert main(call(tmp_path, model)) == 0 and "done before" in capsys.readouterr().err
     assert main(call(tmp_path, model, ROWS[:2])) == 2 and "ran before with other inputs" in capsys.readouterr().err
+    (tmp_path / "run" / "manifests" / "score.json").unlink()  # half of what the error says is to be deleted
+    assert main(call(tmp_path, model)) == 2 and "scores.jsonl is there already, and no" in capsys.readouterr().err
     assert (tmp_path / "run" / "scores.jsonl").read_bytes() == before
+    (tmp_path / "run" / "scores.jsonl").unlink()
+    assert main(call(tmp_path, model)) == 0 and [r.row for r in read(tmp_path)] == [1, 2]
 
 
 def test_killed_and_called_again_no_row_is_scored_twice(tmp_path: Path, model: Path) -> None:

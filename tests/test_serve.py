@@ -16,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 import torch
-import uvicorn
 from pydantic import ValidationError
 
 from psychepass import records, scoring
@@ -26,7 +25,7 @@ from psychepass.scoring import ScoreGroup, Scorer, _refusal
 from reward_model import model as models
 from reward_model import serve
 from reward_model.scorer import GroupScorer
-from reward_model.serve import listen, make_app
+from reward_model.serve import listen, make_app, server_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.render import Renderer
 
@@ -54,9 +53,9 @@ def scorer(tmp_path_factory) -> GroupScorer:
 
 
 @contextmanager
-def served(scorer: GroupScorer, max_waiting: int = 64):
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(scorer, max_waiting), log_level="warning"))
+def served(scorer: GroupScorer, max_waiting: int = 64, port: int = 0):
+    listener = listen("127.0.0.1", port)
+    server = server_of(make_app(scorer, max_waiting))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -209,6 +208,27 @@ def test_overload_is_503_with_a_time_and_the_client_tries_again(scorer, monkeypa
         for rewards in results:
             for found, expected in zip(rewards, alone, strict=True):
                 assert found == [pytest.approx(row, abs=2e-6) for row in expected]
+
+
+def test_callers_of_a_service_that_is_told_to_stop_get_their_rewards_from_the_next_one(scorer, monkeypatch):
+    begun, go_on, score_tree = threading.Event(), threading.Event(), scorer.score_tree
+    monkeypatch.setattr(scorer, "score_tree", lambda groups: begun.set() or (go_on.wait(60) and score_tree(groups)))
+    with ThreadPoolExecutor(2) as pool:
+        with served(scorer) as address:
+            under_way = pool.submit(Scorer(address, 120).score, GROUPS[:1])
+            assert begun.wait(60)
+            queued = pool.submit(Scorer(address, 120).score, GROUPS)
+            deadline = time.monotonic() + 60
+            while health(address)["waiting"] != len(GROUPS):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            threading.Timer(3.0, go_on.set).start()  # the pass under way outlasts the second that answers are given
+        assert not under_way.done() and not queued.done()
+        with served(scorer, port=int(address.rsplit(":")[-1])):
+            found, more = under_way.result(), queued.result()
+    assert found[0] == [pytest.approx(row, abs=2e-6) for row in scorer.score(GROUPS[:1])[0]]
+    for rewards, expected in zip(more, scorer.score(GROUPS), strict=True):
+        assert rewards == [pytest.approx(row, abs=2e-6) for row in expected]
 
 
 def health(address: str) -> dict:

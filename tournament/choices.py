@@ -15,6 +15,7 @@ import numpy as np
 from psychepass import stats
 from psychepass.errors import UserError
 from psychepass.schema import Battle, Record, Session, Winner, content_hash
+from psychepass.scoring import constant
 from tournament import comparison
 from tournament.paired_rewards import PromptRewards
 from tournament.play import Match
@@ -81,12 +82,12 @@ class Choice(NamedTuple):
 def scores_of(rewards_RD: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """A reply's score: its rewards standardised within the turn a dimension, then averaged, as in GRPO.
 
-    A dimension on which all replies are alike says nothing and adds 0.
+    A dimension on which all replies are alike, up to rounding, says nothing and adds 0.
     """
     columns_DR = []
     for column in zip(*rewards_RD, strict=True):
         mean, std = statistics.fmean(column), statistics.pstdev(column)
-        columns_DR.append([(r - mean) / std if std > 0 else 0.0 for r in column])
+        columns_DR.append([0.0 if constant(mean, std) else (r - mean) / std for r in column])
     return tuple(statistics.fmean(of_reply) for of_reply in zip(*columns_DR, strict=True))
 
 

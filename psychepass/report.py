@@ -123,6 +123,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "panel": judges.get("panel"),  # the LLM judges of the tournament, if it had any
         "llm": summary.get("llm_judges"),  # those that measured held out, if any did
         "one_judge": (judges.get("panel") or {}).get("name") == (summary.get("llm_judges") or {}).get("name"),
+        "label_too": sorted(models(judges.get("panel")) & models(summary.get("llm_judges"))),
         "played": summary.get("client"),  # the model that played the held-out clients, if one did
         "minors": report_data.clients_under_18(run_dir),
         "ratings": ratings,
@@ -152,6 +153,11 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
         "overrides": records.read_json(run_dir / "grpo" / "overrides.json"),
         "openings": records.read_json(run_dir.parent / report_data.OPENINGS),
     }
+
+
+def models(judges: dict[str, Any] | None) -> set[str]:
+    """Of LLM judges, whatever names they go by."""
+    return {judge["model"] for judge in (judges or {}).get("judges", ())}
 
 
 def before_after(summary: dict[str, Any]) -> list[tuple[str, Any, Any, Any, Any]]:

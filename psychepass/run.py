@@ -41,7 +41,7 @@ class StageRun:
         self.manifest: dict[str, Any] = {
             "stage": stage,
             "config": resolved,
-            "inputs": {_name(p, self.dir): file_hash(p) for p in inputs},
+            "inputs": _hashes(inputs, self.dir),
             "seed": config.seed,
         }
         self.done = False
@@ -195,8 +195,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _name(path: Path, base: Path) -> str:
-    return str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+def _hashes(inputs: list[Path], base: Path) -> dict[str, str]:
+    """Hashes by path within the run; a file outside it goes by its name, with as many folders as tell it apart."""
+    inside = {path: str(path.relative_to(base)) for path in inputs if path.is_relative_to(base)}
+    names = {name: path for path, name in inside.items()}
+    for path in (p for p in dict.fromkeys(inputs) if p not in inside):
+        parts = path.absolute().parts
+        longer = (str(Path(*parts[-n:])) for n in range(1, len(parts) + 1))
+        names[next((name for name in longer if name not in names), str(path))] = path
+    return {name: file_hash(path) for name, path in names.items()}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,8 @@ from psychepass.run import say
 
 MARK = "PSYCHEPASS_RAY"
 ROOT = Path(__file__).resolve().parent.parent
-SCHEDULING_CPUS = 16  # tokens for Ray's scheduler; verl's small helper actors ask for one each
+SCHEDULING_CPUS = 16  # tokens for Ray's scheduler
+HELPERS, A_WORKER = 10, 3  # of them verl's helper actors take one each, and its placement so many a worker
 START_S, STARTS = 300, 2  # on a busy machine Ray's processes take longer to start than Ray waits for them
 
 
@@ -48,7 +49,8 @@ def ray_session(
     tempfile.tempdir = str(temp)  # verl leaves lock files where temporary files go
     os.environ[MARK] = str(temp)  # only while Ray starts: other children of this process are not Ray's
     try:
-        tokens = {"num_gpus": workers} if on_cpu else {}
+        tokens = {"num_cpus": max(SCHEDULING_CPUS, HELPERS + A_WORKER * workers, os.cpu_count() or 1)}
+        tokens |= {"num_gpus": workers} if on_cpu else {}
         _start(temp, environment, tokens)
         del os.environ[MARK]
         yield
@@ -86,7 +88,6 @@ def _start(temp: Path, environment: dict[str, str], tokens: dict[str, int]) -> N
             with _patience():
                 _init(
                     {**environment, "TMPDIR": str(temp)},
-                    num_cpus=max(SCHEDULING_CPUS, os.cpu_count() or 1),
                     include_dashboard=False,
                     _temp_dir=str(temp),
                     **tokens,

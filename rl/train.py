@@ -19,13 +19,15 @@ from psychepass.scoring import Scorer
 from rl.config import GRPOConfig
 
 IGNORED = frozenset({"run", "wandb", "ray_address", "scorer_url", "scorer_timeout_s", "group_timeout_s"})
+# how the same steps fit into memory, and how often they are saved: a run that ran out of it goes on with other values
+FREE = IGNORED | {"tokens_per_worker", "gpu_memory_utilization", "tensor_parallel", "save_every"}
 
 
 def main(config_path: str, overrides: list[str]) -> None:
     config = configs.load(GRPOConfig, config_path, overrides)
     run_dir = Path(config.run)
     inputs = [run_dir / "prompts.parquet", *([run_dir / "data.json"] if config.likelihood_guard else [])]
-    with stage_run("grpo", config, inputs, ignore=IGNORED) as run:
+    with stage_run("grpo", config, inputs, ignore=FREE) as run:
         if not run.done:
             align(config, run, production_config(config_path))
 

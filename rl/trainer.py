@@ -4,6 +4,7 @@ line of metrics a step that a kill can neither lose nor double."""
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -142,6 +143,7 @@ class GRPOTrainer(Sync):
     def _line(self, data: dict[str, Any], step: int) -> dict[str, Any]:
         """A line of metrics.jsonl. prob_diff is |p_trainer - p_rollout| over the sampled tokens."""
         old = "training/rollout_probs_diff_"
+        norm = float(data["actor/grad_norm"])
         line = {
             "step": step,
             "epoch": data["training/epoch"],
@@ -149,7 +151,7 @@ class GRPOTrainer(Sync):
             "kl_loss": data["actor/kl_loss"],
             "pg_loss": data["actor/pg_loss"],
             "clip_share": data["actor/pg_clipfrac"],
-            "grad_norm": data["actor/grad_norm"],
+            "grad_norm": norm if math.isfinite(norm) else None,  # verl then leaves the weights as they are
             "learning_rate": data["actor/lr"],
             "prob_diff_max": data.get("actor/prob_diff_max", data.get(old + "max")),
             "prob_diff_mean": data.get("actor/prob_diff_mean", data.get(old + "mean")),

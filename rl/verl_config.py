@@ -7,6 +7,7 @@ silently in a long run.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,10 @@ def _lora(c: GRPOConfig, n_layers: int) -> dict[str, Any]:
 def _on_gpu(c: GRPOConfig) -> dict[str, Any]:
     """vLLM and FSDP2 on the same GPUs; weights and optimizer wait in host memory while vLLM generates."""
     rollout = "actor_rollout_ref.rollout."
+    flash = importlib.util.find_spec("flash_attn")  # verl takes it for granted
     return {
         "actor_rollout_ref.actor.strategy": "fsdp2",
+        "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2" if flash else "sdpa",
         "actor_rollout_ref.actor.use_dynamic_bsz": True,
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": c.tokens_per_worker,
         "actor_rollout_ref.actor.fsdp_config.param_offload": True,

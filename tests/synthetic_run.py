@@ -77,7 +77,7 @@ def make(run_dir: Path, flag: bool = True, effect: float = 0.45) -> Path:
     battles = {role: _battles(base, aligned, judge, rng, effect, role) for role, judge in JUDGES.items()}
     rewards = [r for s in base if s.seed == 1 for p in prompts_of(s, 4) for r in _rewards(p, rng)]
     checks = {side: _checks(part, side, flag) for side, part in (("base", base), ("aligned", aligned))}
-    summary = summarise(base, aligned, battles, checks, rewards, margin=0.10)
+    summary = summarise(base, aligned, battles, checks, rewards, margin=0.10, clients=len(CLIENTS))
     held = run_dir / "heldout"
     records.write(held / "sessions.jsonl", sessions)
     records.write(held / "battles.jsonl", [b for of_role in battles.values() for b in of_role])

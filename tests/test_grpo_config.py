@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 from psychepass import config as configs
 from psychepass.errors import UserError
+from psychepass.run import stage_run
 from rl import verl_config
 from rl.config import GRPOConfig
-from rl.train import overrides_of, production_config, total_steps
+from rl.train import FREE, overrides_of, production_config, total_steps
 from tests.conftest import ROOT
 from tests.tiny import tiny_model
 
@@ -63,6 +64,26 @@ def test_the_papers_values(files: verl_config.Files) -> None:
     }
     assert {key: OmegaConf.select(composed, key) for key in paper} == paper
     assert total_steps(load(PRODUCTION), 2000) == 3 * 17
+
+
+@pytest.mark.parametrize(("found", "said"), [(None, "sdpa"), (object(), "flash_attention_2")])
+def test_attention_on_gpus_is_one_that_is_installed(
+    files: verl_config.Files, monkeypatch: pytest.MonkeyPatch, found: object, said: str
+) -> None:
+    config = load(PRODUCTION)  # transformers is not to be told of it
+    monkeypatch.setattr(verl_config.importlib.util, "find_spec", lambda name: found)
+    assert verl_config._on_gpu(config)["actor_rollout_ref.model.override_config.attn_implementation"] == said
+
+
+def test_a_run_goes_on_with_other_memory_and_no_other_batch(tmp_path: Path) -> None:
+    with stage_run("grpo", load(QUICKSTART, f"run={tmp_path}"), ignore=FREE):
+        pass
+    free = ["tokens_per_worker=9000", "gpu_memory_utilization=0.3", "save_every=3"]
+    with stage_run("grpo", load(QUICKSTART, f"run={tmp_path}", *free), ignore=FREE) as run:
+        assert run.done
+    changed = load(QUICKSTART, f"run={tmp_path}", "learning_rate=1e-6")
+    with pytest.raises(UserError, match="learning_rate: was"), stage_run("grpo", changed, ignore=FREE):
+        raise AssertionError("must not run")
 
 
 def test_a_key_that_verl_does_not_have_is_refused(files: verl_config.Files) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from psychepass.config import load
+from psychepass.errors import UserError
 from rl import ray_session, verl_config
 from rl.config import GRPOConfig
 from tests.conftest import ROOT
@@ -100,6 +101,21 @@ def test_a_start_that_failed_is_cleared_away_and_made_once_more(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_run_on_one_cluster_is_refused(tmp_path: Path) -> None:
+    import ray
+
+    from rl.controller import refuse_company
+
+    with ray_session.ray_session(tmp_path, {}, 1, True, None):
+        refuse_company()
+        queue = ray.remote(num_cpus=0)(SimpleNamespace)
+        other = queue.options(name="TransferQueueController", namespace="transfer_queue").remote()
+        with pytest.raises(UserError, match="another run of verl is on this Ray cluster"):
+            refuse_company()
+        del other
+
+
 def test_ray_knows_every_setting_that_it_is_given() -> None:
     """It ignores others in silence."""
     import ray

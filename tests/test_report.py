@@ -96,6 +96,7 @@ def test_the_numbers_of_the_page_are_those_of_the_files(made: Path) -> None:
         ends = f"[{report.number(row['low'], 2, True)}, {report.number(row['high'], 2, True)}]"
         assert f"{report.number(row['score'], 2, True)} {ends}" in text
     assert f"n = {summary['overall']['n']} clients" in text
+    assert "no verdict" not in text
     assert "Knowing only which therapist spoke: 63" in text and "Always choosing the longer reply: 58" in text
 
 
@@ -159,6 +160,21 @@ def test_llm_judges_that_measure_are_named_with_what_failed_and_the_reference_ju
     assert "Shown better by the judge and not by the shadow judge: Skill." in text
     assert "<th>Shadow judge</th><th>Reference judge</th><th>Base against base</th>" in page_of(copied)
     assert "A model, m as client, played the held-out ones from their scripts: 96 lines, of which 5 left" in text
+
+
+def test_a_model_that_labelled_and_measures_under_another_name_is_named(copied: Path) -> None:
+    one, other = ({"name": n, "model": f"{n} at http://h/v1", "rubric_version": "a", "prompt_hash": "c"} for n in "mo")
+    frozen, found = (records.read_json(copied / name) for name in ("judge.json", "heldout/summary.json"))
+    panel = one | {"name": "panel of m, o", "judges": [one, other]}
+    records.write_json(copied / "judge.json", frozen | {"panel": panel})
+    ratings = records.read_json(copied / "ratings.json")
+    records.write_json(copied / "ratings.json", ratings | {"judge_also_plays": []})
+    reference = {k: found[k] for k in ("overall", "dimensions")}
+    measures = {"llm_judges": one | {"name": "alone", "judges": [one], "also_plays": []}, "judge_alone": []}
+    records.write_json(copied / "heldout" / "summary.json", found | measures | {"reference": reference, "gaming": []})
+    report.main(CONFIG, [f"run={copied}"])
+    text = " ".join(Reader(page_of(copied)).text.split())
+    assert "m at http://h/v1 labelled the battles and measures too: what" in text and "did not label" not in text
 
 
 def test_crisis_turns_are_folded_and_flagged_replies_withheld_but_counted(made: Path) -> None:

@@ -69,6 +69,27 @@ def test_changed_config_and_inputs_are_refused_and_named(source: Path) -> None:
     assert (source.parent / "manifests" / "x.json").read_bytes() == before
 
 
+def test_inputs_of_one_name_are_told_apart(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [tmp_path / folder / "in.txt" for folder in ("a", "b")]
+    for path in others:
+        path.parent.mkdir()
+        path.write_text("one")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("one")
+    inputs = [Path("in.txt"), *others, source]
+    with stage_run("x", config(source), inputs):
+        pass
+    manifest = records.read_json(source.parent / "manifests" / "x.json")
+    assert {"in.txt", "a/in.txt", "b/in.txt"} < set(manifest["inputs"]) and len(manifest["inputs"]) == 4
+    for path in inputs:
+        path.write_text("two")
+        with pytest.raises(UserError, match=r"ran before with other inputs"), stage_run("x", config(source), inputs):
+            raise AssertionError("must not run")
+        path.write_text("one")
+    with stage_run("x", config(source), inputs) as run:
+        assert run.done
+
+
 def test_a_missing_input_is_named(source: Path) -> None:
     missing = source.parent / "sessions.jsonl"
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -241,6 +242,18 @@ def test_on_cpus_a_batch_is_in_the_order_of_what_was_said_whoever_came_first(mon
     assert [prompt for prompt, _, _ in ordered([0, 2, 1, 3])] == [[1], [1, 2], [1, 2], [1, 2]], "siblings together"
     ours.config = OmegaConf.create({"trainer": {"device": "cuda"}})
     assert ordered([3, 1, 0, 2]) == [said[i] for i in (3, 1, 0, 2)], "verl's own balance on GPUs"
+
+
+def test_a_step_whose_gradient_is_not_finite_is_written_and_the_run_goes_on(tmp_path: Path) -> None:
+    from rl.trainer import GRPOTrainer
+
+    keys = (
+        "actor/kl_loss actor/pg_loss actor/pg_clipfrac actor/lr training/epoch response_length/mean prompt_length/mean"
+    )
+    data = dict.fromkeys(keys.split(), 0.5) | {"psychepass": {"reward_mean": 0.25}, "actor/grad_norm": math.inf}
+    line = GRPOTrainer._line(None, data, 3)  # type: ignore[arg-type]
+    checkpoints.append_line(tmp_path / "metrics.jsonl", line)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["grad_norm"] is None
 
 
 def test_settling_keeps_the_last_complete_checkpoint_and_its_lines(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def main(config_path: str, overrides: list[str]) -> None:
     run_dir = Path(config.run)
     policy = in_run(config.policy, run_dir)
     inputs = [run_dir / "sessions.jsonl", run_dir / "scripts.jsonl", run_dir / "judge.json"]
-    with stage_run("best-of-n", config, [*inputs, *policy_files(policy, run_dir)], ignore=FREE) as run:
+    with stage_run("best-of-n", config, [*inputs, *policy_files(policy)], ignore=FREE) as run:
         if run.done:
             return
         try:

@@ -60,7 +60,7 @@ def main(config_path: str, overrides: list[str]) -> None:
     run_dir = Path(config.run)
     base, aligned = (in_run(entry, run_dir) for entry in (config.base, config.aligned))
     files = [Path(f) for f in (config.splits, config.profiles, config.scripts) if f]
-    inputs = [*files, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(aligned, run_dir)]
+    inputs = [*files, run_dir / "scripts.jsonl", run_dir / "judge.json", *policy_files(base), *policy_files(aligned)]
     with stage_run("heldout", config, inputs, ignore=FREE) as run:
         if run.done:
             return
@@ -90,14 +90,16 @@ def compare(config: HeldoutConfig, run_dir: Path, base: TherapistEntry, aligned:
     served = aligned.endpoint.identity if aligned.endpoint else aligned.name
     opened = openings.count(run_dir, weights_hash(resolve(aligned.weights)) if aligned.weights else served)
     sessions = hold(config, folder, [base, aligned], profiles, scripts)
-    sides = by_policy(sessions, base.name, aligned.name)
+    everything = by_policy(sessions, base.name)
+    sides = compared(everything)
     by_id = {s.id: s for s in scripts}
     battles, failures, llm = verdicts(config, folder, judges, panel, sides, by_id)
     rewards = paired(config, folder / "rewards.jsonl", ((base, sides["base"]), (aligned, sides["aligned"])), scorer)
-    checks = {name: [c for s in side for c in reply_checks(s, by_id[s.script_id])] for name, side in sides.items()}
+    checks = {name: [c for s in of for c in reply_checks(s, by_id[s.script_id])] for name, of in everything.items()}
     labeller = records.read_json(run_dir / "judge.json").get("panel", {}).get("name", "")
     found = summary.summarise(**sides, battles=battles, checks=checks, rewards=rewards, margin=config.margin,
-                              failures=failures, seed=config.seed, panel=labeller, llm=llm)  # fmt: skip
+                              clients=len(scripts), failures=failures, seed=config.seed, panel=labeller,
+                              llm=llm)  # fmt: skip
     if (folder / LINES).is_file():
         found["client"] = {
             "name": sessions[0].client.name,
@@ -195,19 +197,23 @@ def paired(
     return found
 
 
-def by_policy(sessions: Iterable[Session], base: str, aligned: str) -> dict[str, list[Session]]:
+def by_policy(sessions: Iterable[Session], base: str) -> dict[str, list[Session]]:
+    sides = {"base": [], "aligned": []}
+    for s in sessions:
+        sides["base" if s.therapist.name == base else "aligned"].append(s)
+    return sides
+
+
+def compared(sides: Mapping[str, Sequence[Session]]) -> dict[str, list[Session]]:
     """The sessions of each policy with the clients that both have met, the base twice or more.
 
     Raises:
         UserError: there is no such client.
     """
-    sides = {"base": [], "aligned": []}
-    for s in sessions:
-        sides["base" if s.therapist.name == base else "aligned"].append(s)
     met = {side: Counter(s.profile_id for s in of_side) for side, of_side in sides.items()}
     both = {c for c, n in met["base"].items() if n > 1 and met["aligned"][c]}
     if not both:
-        raise UserError(f"{base} and {aligned} finished too few sessions to compare; see session_failures.jsonl")
+        raise UserError("heldout: the two policies finished too few sessions to compare; see session_failures.jsonl")
     return {side: [s for s in of_side if s.profile_id in both] for side, of_side in sides.items()}
 
 

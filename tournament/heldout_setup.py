@@ -24,7 +24,7 @@ from rollout_env.planned import planned_calls
 from rollout_env.profiles import load_profiles
 from rollout_env.script_lint import lint
 from rollout_env.script_source import bank_named, scripts_for
-from rollout_env.therapist import TherapistEntry
+from rollout_env.therapist import TherapistEntry, own_prompt
 from tournament.endpoint_matches import REPLIES
 from tournament.endpoint_sampler import EndpointSampler
 from tournament.llm_judge import JudgeReply
@@ -89,11 +89,12 @@ def in_run(entry: TherapistEntry, run_dir: Path) -> TherapistEntry:
     return entry
 
 
-def policy_files(entry: TherapistEntry, run_dir: Path) -> list[Path]:
-    """Weights that lie in the run: other weights under the same name are another comparison."""
-    if entry.weights is None or not Path(entry.weights).is_relative_to(run_dir):
-        return []
-    return [Path(entry.weights) / "config.json", *sorted(Path(entry.weights).glob("*.safetensors"))]
+def policy_files(entry: TherapistEntry) -> list[Path]:
+    """Local weights and a prompt of its own: others under the same name are another policy."""
+    found = [path] if (path := own_prompt(entry.prompt)) else []
+    if entry.weights is None or not Path(entry.weights).is_dir():
+        return found
+    return [*found, Path(entry.weights) / "config.json", *sorted(Path(entry.weights).glob("*.safetensors"))]
 
 
 def heldout_clients(config: HeldoutConfig, run_dir: Path) -> tuple[list[Profile], list[Script]]:

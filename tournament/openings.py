@@ -1,6 +1,6 @@
 """How often the held-out clients were looked at: openings.json, beside all run directories of a folder.
 
-Each evaluation is one entry, however often it was killed and gone on with: its id is written into the run
+Each evaluation of a policy is one entry, however often it was killed and gone on with: its id is written into the run
 before it is counted, and an id that is counted is not counted again.
 """
 
@@ -26,7 +26,7 @@ def count(run_dir: Path, policy: str) -> int:
         UserError: openings.json is no list of openings.
     """
     mark = run_dir / "heldout" / MARK
-    if not mark.is_file():
+    if not mark.is_file() or records.read_json(mark)["policy"] != policy:
         entry = {
             "evaluation": uuid.uuid4().hex,
             "run": run_dir.resolve().name,

@@ -33,6 +33,7 @@ def summarise(
     checks: Mapping[str, Sequence[gate.ReplyCheck]],
     rewards: Sequence[PromptRewards],
     margin: float,
+    clients: int,
     failures: int = 0,
     seed: int = 0,
     panel: str = "",
@@ -42,7 +43,8 @@ def summarise(
     describes those that measure here, if any do; `failures` are then theirs alone, as the share is.
 
     `battles` by role (tournament/measuring.py): base against aligned, and base against base (its seeds).
-    `checks` by policy, "base" and "aligned": every reply.
+    `checks` by policy, "base" and "aligned": every reply, also to clients whom the other one has not met. `clients`:
+    how many the held-out set has.
 
     Raises:
         UserError: the judge read nothing of base against aligned, or of base against base.
@@ -63,7 +65,7 @@ def summarise(
         "median_client": comparison.median_client(found["judge"]),
         "reward": reward_table(rewards, base[0].therapist.name, aligned[0].therapist.name, seed),
         "drift": drift.compare(base, aligned),
-        "gate": gate.verdict(gated["judge"], gated["shadow"], checks["base"], checks["aligned"], margin),
+        "gate": gate.verdict(gated["judge"], gated["shadow"], checks["base"], checks["aligned"], margin, clients),
         "failures": {"n": failures, "share": failures / judged, "judgements": judged},
         "seeds": sorted({s.seed for s in base}),
         "policies": {

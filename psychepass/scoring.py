@@ -26,7 +26,7 @@ from psychepass.schema import Dimension, Frozen, Message
 SCORER_FILE = "scorer.json"
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 BUSY = (502, 503, 504)
-CONSTANT = 1e-6  # of the rewards: in fp32, equal replies in one pass differ by less
+CONSTANT = 1e-6  # of the rewards: a spread below that share is rounding, not preference
 
 
 class ScoreGroup(Frozen):

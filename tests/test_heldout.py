@@ -24,9 +24,12 @@ from psychepass.schema import Battle, Dimension, Script, Session, TurnRecord
 from psychepass.splits import Splits
 from rollout_env.profiles import load_profiles
 from rollout_env.script import build_script
+from rollout_env.therapist import TherapistEntry
 from tests.conftest import ROOT
+from tests.made import identity, session
 from tests.tiny import tiny_model
 from tournament import heldout, paired_rewards
+from tournament.heldout_setup import policy_files
 from tournament.measuring import ROLES
 from tournament.reference_judge import ReferenceJudge
 
@@ -162,6 +165,24 @@ def test_two_policies_meet_the_held_out_clients(tmp_path: Path, scripts: list[Sc
     assert "not a statement of safety" in " ".join(found["words"]) and found["warnings"] == []
     assert len(report_data.headline(found)) == 4
     assert len(report_data.transcripts(sessions, found)["turns"]) == len(sessions[0].turns)
+
+
+def test_a_client_whom_the_base_met_once_is_not_compared_but_its_sessions_are_kept_for_the_floor() -> None:
+    made = [session("p", identity("base"), seed=n) for n in (1, 2)] + [session("q", identity("base"), seed=1)]
+    made += [session(client, identity("aligned"), seed=1) for client in ("p", "q")]
+    everything = heldout.by_policy(made, "base")
+    assert [s.profile_id for s in everything["aligned"]] == ["p", "q"]
+    assert {side: [s.profile_id for s in of] for side, of in heldout.compared(everything).items()} == {
+        "base": ["p", "p"], "aligned": ["p"]
+    }  # fmt: skip
+
+
+def test_local_weights_and_a_prompt_of_its_own_are_what_a_policy_is(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "own.txt"):
+        (tmp_path / name).write_text("x")
+    entry = TherapistEntry(name="a", kind="local", family="f", weights=str(tmp_path), prompt=str(tmp_path / "own.txt"))
+    assert {p.name for p in policy_files(entry)} == {"config.json", "model.safetensors", "own.txt"}
+    assert policy_files(entry.model_copy(update={"weights": "smollm2", "prompt": "paper"})) == []
 
 
 def test_what_is_done_is_done_and_another_config_is_refused(

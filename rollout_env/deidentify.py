@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from psychepass.errors import UserError
 from rollout_env.profile_records import Language
+from rollout_env.proper_names import UPPER
 
 if TYPE_CHECKING:
     from presidio_analyzer import AnalyzerEngine
@@ -47,10 +48,15 @@ KINDS = {
     "CN_ID": "ID",
     "DATE_TIME": "DATE",
 }
+NAMES = ("PERSON", "PLACE", "ORGANISATION", "NAME")
 CONTACTS = ("EMAIL", "LINK", "PHONE", "ACCOUNT", "CARD", "IP", "ID")  # what no profile may hold
 PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(sorted(set(KINDS.values())))})_\d+\]")
 PHONE_REGIONS = ("US", "GB", "CN", "IN", "AU")
-CAPITAL = r"[A-Z][a-zà-öø-ÿ]+(?:['’-][A-Z][a-zà-öø-ÿ]+)?"
+# a capitalised word to its end: McCarthy, O'Brien, Kovačić, not the 's behind it; East Asian writing is no part of it
+ACCENT, EAST = r"\u0300-\u036f", r"\u2e80-\U0010ffff"
+LETTERS = rf"(?:[^\W\d_{EAST}]|[{ACCENT}])+"
+HAS_SMALL = rf"(?=(?:[{UPPER}{ACCENT}]|['’-](?=[{UPPER}])){{0,9}}[^\W\d_{UPPER}{EAST}])"
+CAPITAL = rf"{HAS_SMALL}[{UPPER}](?:{LETTERS})?(?:-{LETTERS}|['’][{UPPER}]{LETTERS})*"
 TITLED = re.compile(rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Aunt|Uncle)\.? ({CAPITAL}(?: {CAPITAL})?)")
 INTRODUCED = re.compile(rf"\b(?:[Mm]y name is|[Nn]amed) ({CAPITAL}(?: {CAPITAL})?)")
 GIVEN = re.compile(rf"\b({CAPITAL})(?=((?: {CAPITAL})?))")
@@ -107,14 +113,21 @@ class DeIdentifier:
         return sorted({kind for _, _, kind in self.find(text, language, ()) if kind in CONTACTS})
 
     def find(self, text: str, language: Language, names: Sequence[str]) -> list[tuple[int, int, str]]:
-        """Spans in order, none overlapping; the surer one wins, then the longer one."""
+        """Spans in order, none overlapping; the surer one wins, then the longer one.
+
+        Where a less sure name reaches beyond a surer span, both are one: a row's "Anna" in "Anna Kowalski".
+        """
         known = _known_names(names, language)
         kinds = sorted(KINDS.keys() & set(self._engine.get_supported_entities(language)))
         found = self._engine.analyze(text, language=language, entities=kinds, ad_hoc_recognizers=known)
         taken: list[tuple[int, int, str]] = []
         for r in sorted(found, key=lambda r: (-r.score, r.start - r.end, r.start)):
-            if all(r.end <= start or end <= r.start for start, end, _ in taken):
-                taken.append((r.start, r.end, KINDS[r.entity_type]))
+            span = (r.start, r.end, KINDS[r.entity_type])
+            touched = [t for t in taken if t[0] < r.end and r.start < t[1]]
+            if not touched:
+                taken.append(span)
+            elif span[2] in NAMES:
+                taken = [t for t in taken if t not in touched] + [_union(touched, span)]
         return sorted(taken)
 
     def _make_engine(self) -> AnalyzerEngine:
@@ -144,6 +157,13 @@ class DeIdentifier:
             for recognizer in recognizers(language, spacy_entities=language in self.pipelines):
                 registry.add_recognizer(recognizer)
         return AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=list(languages))
+
+
+def _union(touched: Sequence[tuple[int, int, str]], name: tuple[int, int, str]) -> tuple[int, int, str]:
+    """One span over all; the kind of the surest, but a contact stays one, because no profile may hold it."""
+    kind = next((t[2] for t in touched if t[2] in CONTACTS), touched[0][2])
+    spans = [*touched, name]
+    return min(s[0] for s in spans), max(s[1] for s in spans), kind
 
 
 def _known_names(names: Iterable[str], language: Language) -> list[Any]:

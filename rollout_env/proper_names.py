@@ -25,7 +25,8 @@ STARTERS = frozenset(LISTS["starters"].split())
 NATIONALITY = re.compile(
     r"(?:[a-z](?:ish|ese|ian|ians|can|cans)|Arabs?|Arabic|Greeks?|French|German|Germans|Dutch|Thai)$"
 )
-WORD = r"(?!I['’])[A-Z][\w&’'-]*[^\W_]"
+UPPER = "".join(c for c in map(chr, range(0x2000)) if c.isupper())  # of all alphabets that have capitals
+WORD = rf"(?!I['’])[{UPPER}][\w&’'-]*[^\W_]"
 LINK = r"(?:of|the|upon|de|del|la|le|der|von|van|&) "
 PHRASE = re.compile(rf"(?:(?:St|Mt|Ft)\. )?{WORD}(?: (?:{LINK}){{0,2}}{WORD})*")
 LISTING = re.compile(rf"(?:, {WORD})* and {WORD}(?! [A-Z])")  # "Doyle, Ross and Hill", of employers only
@@ -45,6 +46,7 @@ SUBJECT = re.compile(
     r"|class(?:es)?|stud(?:y|ied|ies|ying)) (?:in |of )?$"
 )
 SENTENCE_END = re.compile(r"[.!?]['\"”’)]*\s*$")
+POSSESSIVE = re.compile(r"['’]s$")
 HEADING_WORDS = 8
 CUE_CHARACTERS = 80
 
@@ -55,7 +57,8 @@ def proper_names(text: str) -> list[Found]:
     for match in PHRASE.finditer(text):
         name = _name(text, *match.span(), after={end for _, end in found})
         if name:
-            found[name[:2]] = name
+            start, end, kind, score = name
+            found[start, end] = (start, start + len(POSSESSIVE.sub("", text[start:end])), kind, score)
     surest = {text[start:end]: (kind, score) for start, end, kind, score in sorted(found.values(), key=lambda f: f[3])}
     for name, (kind, score) in surest.items():
         again = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") if len(name) > 3 else re.compile("(?!)")
@@ -108,7 +111,7 @@ def _is_ordinary(word: str, inside: bool, at_work: bool) -> bool:
 
 
 def _plain(phrase: str) -> str:
-    return re.sub(r"['’]s$", "", phrase).strip(".,;:!?\"'’")
+    return POSSESSIVE.sub("", phrase).strip(".,;:!?\"'’")
 
 
 @cache

@@ -63,8 +63,8 @@ class _EnglishNames(EntityRecognizer):
         given = english_names()
         spans = [m.span(1) for form in (d.TITLED, d.INTRODUCED) for m in form.finditer(text)]
         for m in d.GIVEN.finditer(text):
-            starts = d.SENTENCE_START.search(text[: m.start()])
-            if m.group(1) in given and not (starts and d.WORDS_TOO.fullmatch(m.group(1))):
+            starts, first = d.SENTENCE_START.search(text[: m.start()]), re.split("['’-]", m.group(1))[0]
+            if not given.isdisjoint((m.group(1), first)) and not (starts and d.WORDS_TOO.fullmatch(first)):
                 spans.append((m.start(), m.end(2) if m.group(2).strip() not in given else m.end(1)))
         return [RecognizerResult("PERSON", start, end, 0.8) for start, end in spans]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import spacy
 
 from psychepass.errors import UserError
-from rollout_env.deidentify import PLACEHOLDER, DeIdentifier, cn_id_is_valid
+from rollout_env.deidentify import GIVEN, INTRODUCED, PLACEHOLDER, TITLED, DeIdentifier, cn_id_is_valid
 from rollout_env.profile_records import Language
 from tests.benchmarks.identifiers import LANGUAGES, filled, measure
 
@@ -63,6 +64,51 @@ def test_names_that_a_row_gives_are_found_wherever_they_stand(tool: DeIdentifier
     assert "Olu" not in text and text.count("Quillfeather") == 0 and "quillfeather paper" in text
     text, _ = tool.clean("曼华说不出话，别人叫她刘曼华。", "zh", ["刘曼华"])
     assert "曼华" not in text and "别人叫她" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Sarah McCarthy told me.", "[PERSON_1] told me."),
+        ("I saw Mr. McDonald there.", "I saw Mr. [PERSON_1] there."),
+        ("Sarah Kovačić left.", "[PERSON_1] left."),
+        ("Sarah Kovac\u030cic\u0301 left.", "[PERSON_1] left."),  # the same in decomposed letters
+        ("Dr. O'Brien said no.", "Dr. [PERSON_1] said no."),
+        ("Dr. O’Brien's dog and Sarah’s; Sarah is kind.", "Dr. [PERSON_1]'s dog and [PERSON_2]’s; [PERSON_2] is kind."),
+        ("Sarah-Jane left; I met Šarić.", "[PERSON_1] left; I met [NAME_1]."),
+        ("I live at 12 McCarthy Lane.", "I live at [ADDRESS_1]."),
+        ("Sarah说 it.", "[PERSON_1]说 it."),  # Chinese beside it is no part of the word
+        ("I told Sarah I will, and she'll say IBM.", "I told [PERSON_1] I will, and she'll say IBM."),
+    ],
+)
+def test_a_name_is_found_to_its_end(tool: DeIdentifier, text: str, expected: str):
+    assert tool.clean(text, "en")[0] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["A-" * 10_000, "A'" * 10_000, "A\u0301" * 9_000, "named " + "Aa-" * 9_000, "Mc" * 9_000]
+)
+def test_no_run_of_capitals_holds_the_search_up(text: str):
+    begun = time.process_time()
+    assert sum(1 for form in (TITLED, INTRODUCED, GIVEN) for _ in form.finditer(text)) < len(text)
+    assert time.process_time() - begun < 3  # a tenth of a second; without the bound in CAPITAL it is some ten
+
+
+@pytest.mark.parametrize(
+    ("language", "names", "text", "expected"),
+    [
+        ("en", ["Anna"], "Then Anna Kowalski said so; Anna wept.", "Then [PERSON_1] said so; [PERSON_2] wept."),
+        ("en", ["Anna", "Kowalski"], "Then Anna Maria Kowalski said so.", "Then [PERSON_1] said so."),
+        ("en", [], "I met Sarah de la Cruz.", "I met [PERSON_1]."),
+        ("en", ["Anna"], "My Aunt Anna met Dr Anna.", "My Aunt [PERSON_1] met Dr [PERSON_1]."),
+        ("en", [], "Ask for Kowalski Anna@example.org.", "Ask for [EMAIL_1]."),
+        ("zh", ["小明"], "然后王小明说了。", "然后[PERSON_1]说了。"),
+    ],
+)
+def test_the_rest_of_a_name_that_is_known_in_part_goes_with_it(
+    tool: DeIdentifier, language: Language, names: list[str], text: str, expected: str
+):
+    assert tool.clean(text, language, names)[0] == expected
 
 
 def test_ordinary_words_are_left_alone(tool: DeIdentifier):

@@ -70,9 +70,16 @@ WORDS_TOO = re.compile(
 CN_ID = r"(?<!\d)\d{6}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dXx])"
 CN_ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 CN_DATE = r"(?:19|20)\d{2}年\d{1,2}月\d{1,2}[日号]"
-MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-EN_DATE = rf"\b(?:(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}|\d{{1,2}}(?:st|nd|rd|th)? (?:{MONTHS}),? \d{{4}})\b"
-ACCOUNT = r"(?i)(?:(?<=微信号)|(?<=微信)|(?<=QQ号)|(?<=QQ)|(?<=wechat))[是:： ]{0,3}[A-Za-z0-9][A-Za-z0-9_-]{4,19}"
+MONTHS = (
+    "January|February|March|April|May|June|July|August|September|October|November|December|"
+    r"(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.?"
+)
+DAY = r"(?:0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
+EN_DATE = rf"\b(?:(?:{MONTHS}) (?:{DAY}(?:,? \d{{4}})?|\d{{4}})|{DAY} (?:of )?(?:{MONTHS})(?:,? \d{{4}})?)\b"
+ACCOUNT = (
+    r"(?i)(?:(?<=微信号)|(?<=微信)|(?<=QQ号)|(?<=QQ)|(?<=wechat))(?: ?ID(?: is)?)?[是:： ]{0,3}"
+    r"[A-Za-z0-9][A-Za-z0-9_-]{4,19}"
+)
 HANDLE = r"(?<![\w@.])@[A-Za-z0-9_]{3,30}(?![\w.]*@)"
 STREET = (
     rf"\b\d{{1,5}}[A-Za-z]? (?:{CAPITAL} ){{1,3}}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Way)\b"

@@ -129,10 +129,10 @@ def recognizers(language: Language, spacy_entities: bool) -> list[EntityRecogniz
     found.append(_pattern("CN_ID", d.CN_ID, 0.9, language, _ChineseId))
     if language == "en":
         found += [UsSsnRecognizer(), UkNinoRecognizer(), _EnglishNames(), _EnglishProperNames()]
-        found += [_pattern("ADDRESS", d.STREET, 0.9, "en"), _pattern("DATE_TIME", d.EN_DATE, 0.7, "en")]
+        found += [_pattern("ADDRESS", d.STREET, 0.9, "en"), _pattern("DATE_TIME", d.EN_DATE, 0.9, "en")]
     else:
         found += [_ChineseNames()]
-        found += [_pattern("ADDRESS", d.CN_STREET, 0.9, "zh"), _pattern("DATE_TIME", d.CN_DATE, 0.7, "zh")]
+        found += [_pattern("ADDRESS", d.CN_STREET, 0.9, "zh"), _pattern("DATE_TIME", d.CN_DATE, 0.9, "zh")]
     if spacy_entities:
         found.append(SpacyRecognizer(supported_language=language, supported_entities=ENTITIES))
     return found

@@ -166,6 +166,25 @@ def test_chinese_places_and_employers(tool: DeIdentifier, text: str, expected: s
     assert tool.clean(text, "zh")[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("en", "We met on April 5, 2019.", "We met on [DATE_1]."),  # April, June and August are given names too
+        ("en", "Born 12 June 1998, gone 3rd of August 2020.", "Born [DATE_1], gone [DATE_2]."),
+        ("en", "On Mar 5, 2019 and Sept. 6 2019.", "On [DATE_1] and [DATE_2]."),
+        ("en", "On April 5, again on 3 March, and in August 2020.", "On [DATE_1], again on [DATE_2], and in [DATE_3]."),
+        ("en", "I told April and her brother.", "I told [PERSON_1] and her brother."),
+        ("en", "I live at 12 April Lane.", "I live at [ADDRESS_1]."),
+        ("en", "I march 5 miles in May. 40 may come.", "I march 5 miles in May. 40 may come."),
+        ("en", "My WeChat ID: abc12345.", "My WeChat[ACCOUNT_1]."),
+        ("en", "My WeChat is mine.", "My WeChat is mine."),
+        ("zh", "微信ID：abc12345。", "微信[ACCOUNT_1]。"),
+    ],
+)
+def test_dates_and_accounts_are_found_whole(tool: DeIdentifier, language: Language, text: str, expected: str):
+    assert tool.clean(text, language)[0] == expected
+
+
 def test_a_spacy_pipeline_of_ones_own_finds_more(tmp_path: Path):
     pipeline = spacy.blank("en")
     ruler = pipeline.add_pipe("entity_ruler")

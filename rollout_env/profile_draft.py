@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from psychepass.completion import whole
 from psychepass.config import describe
 from psychepass.schema import EventContext, FormativeExperience, Frozen, Named, Profile
+from rollout_env.ages import UNCLEAR_AGE, stated_age
 from rollout_env.deidentify import PLACEHOLDER, DeIdentifier
 from rollout_env.minors import ADULT_YEARS, MINOR, MINOR_ROMANTIC, ROMANTIC, ROMANTIC_TOPIC
 from rollout_env.profile_records import Language, Scores, Seed
@@ -28,12 +29,6 @@ FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n\s*```$", re.S)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # the words exist only to refuse them
 METHOD_ZH = re.compile("割腕|上吊|跳楼|跳河|跳桥|安眠药|烧炭|遗书|服毒|囤药|刀片")
-# a minor who speaks in a plain text; a memory ("when I was 15") is none
-SAYS_MINOR = re.compile(
-    r"\bi(?:'m| am) (?:only |just )?1[0-7](?=[,.;!)]|$| (?:years?|yo|and)\b)"
-    r"|\b1[0-7][- ]year[- ]old (?:girl|boy|student|teen)|(?:今年|现在|现年)(?:才|刚)?1[0-7]岁",
-    re.I,
-)
 Text = TypeVar("Text", bound=BaseModel)
 
 
@@ -66,10 +61,13 @@ class Draft(Frozen):
 
 def refusal(seed: RawSeed, allow_minors: bool) -> str:
     """Why a seed is refused before any call; empty if it is not (notes of the protocol: minors)."""
-    age = seed.age if seed.age is not None else ADULT_YEARS
-    if age < YOUNGEST_YEARS:
+    known = (age for age in (seed.age, stated_age(seed.text)) if age is not None)
+    youngest = min(known, default=ADULT_YEARS)
+    if youngest < YOUNGEST_YEARS:
         return f"younger than {YOUNGEST_YEARS}"
-    if age >= ADULT_YEARS and not seed.is_child and not SAYS_MINOR.search(seed.text):
+    if seed.is_unclear:
+        return UNCLEAR_AGE
+    if youngest >= ADULT_YEARS and not seed.is_child:
         return ""
     if not allow_minors:
         return MINOR

@@ -22,11 +22,11 @@ from psychepass.completion import whole
 from psychepass.config import Config, load
 from psychepass.errors import UserError
 from psychepass.schema import Profile
+from rollout_env.ages import read_age
 from rollout_env.profile_records import Gender, Language, Origin
 
 Kind = Literal["text", "profiles", "patienthub", "vera_mh", "psychagent", "cactus"]
 UNKNOWN = re.compile(r"not specified|cannot be identified|unknown|unclear|n/?a|none|未提及|不详|无|", re.I)
-YOUNG_GROUPS = ("child", "adolescent", "teenager")
 
 
 class Fields(Config):
@@ -87,7 +87,7 @@ class SourceEntry(Config):
 
 
 class RawSeed(NamedTuple):
-    """A row as it was read. `names` are those that the row itself gives; `is_child`: its age group says so."""
+    """A row as it was read. `names` are those that the row itself gives; `is_child` and `is_unclear`: see ages.Age."""
 
     origin: Origin
     language: Language
@@ -96,6 +96,7 @@ class RawSeed(NamedTuple):
     gender: Gender | None = None
     names: tuple[str, ...] = ()
     is_child: bool = False
+    is_unclear: bool = False
     profile: Profile | None = None
 
 
@@ -190,16 +191,16 @@ def _seed(row: dict[str, Any], fields: Fields, origin: Origin, where: str) -> Ra
     lines = [f"{path.split('.')[-1]}: {value}" for path in fields.text if (value := pick(row, path))]
     if not lines:
         raise UserError(f"{where}: has none of the fields {', '.join(fields.text)}")
-    name, age = pick(row, fields.name), pick(row, fields.age)
-    number = re.fullmatch(r"(\d{1,3})\s*(岁|years?( old)?)?", age)
+    name, age = pick(row, fields.name), read_age(pick(row, fields.age))
     return RawSeed(
         origin,
         fields.language,
         "\n".join(lines),
-        age=int(number.group(1)) if number else None,
+        age=age.years,
         gender=_gender(pick(row, fields.gender)),
         names=(name,) if name else (),
-        is_child=age.lower() in YOUNG_GROUPS,
+        is_child=age.is_child,
+        is_unclear=age.is_unclear,
     )
 
 

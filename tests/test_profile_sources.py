@@ -12,6 +12,7 @@ import pytest
 from psychepass import records
 from psychepass.config import parse
 from psychepass.errors import UserError
+from rollout_env.ages import UNCLEAR_AGE
 from rollout_env.profile_draft import MINOR, MINOR_ROMANTIC, refusal
 from rollout_env.profile_records import Origin
 from rollout_env.profile_sources import RawSeed, SourceEntry, imported_sets, pick, read_seeds
@@ -19,7 +20,7 @@ from rollout_env.profiles import load_profiles
 
 # rows, minors (by age or age group), rows with an age in years, rows with a gender, rows with a name
 SETS = {
-    "patienthub": ("patienthub", 116, 4, 21, 66, 61, "en"),
+    "patienthub": ("patienthub", 116, 8, 25, 66, 61, "en"),
     "vera_mh": ("vera_mh/personas.tsv", 10, 0, 10, 10, 10, "en"),
     "psychagent": ("psychagent_profiles/cbt_profiles.jsonl", 196, 24, 195, 195, 196, "zh"),
     "cactus": ("cactus_clients/evaluation.json", 450, 54, 450, 450, 450, "en"),
@@ -35,7 +36,7 @@ def test_each_imported_set_yields_all_its_rows(shared_dir: Path, kind: str):
     where, rows, minors, ages, genders, names, language = SETS[kind]
     seeds = read_seeds(entry(kind, shared_dir / "data" / where))
     assert len(seeds) == rows and {s.language for s in seeds} == {language}
-    assert sum(s.is_child or (s.age or 99) < 18 for s in seeds) == minors
+    assert sum(s.is_child or (s.age is not None and s.age < 18) for s in seeds) == minors
     assert sum(refusal(s, allow_minors=False) == "" for s in seeds) <= rows - minors
     assert sum(s.age is not None for s in seeds) == ages and sum(s.gender is not None for s in seeds) == genders
     assert sum(bool(s.names) for s in seeds) == names
@@ -121,6 +122,8 @@ def test_a_language_belongs_to_plain_text_alone():
         ({"text": "I have a boyfriend.", "age": 30}, "", ""),
         ({"text": "Sad.", "age": 9}, "younger than 13", "younger than 13"),
         ({"text": "Sad.", "is_child": True}, MINOR, ""),
+        ({"text": "Sad.", "is_unclear": True}, UNCLEAR_AGE, UNCLEAR_AGE),
+        ({"text": "I'm 9 years old.", "age": 30}, "younger than 13", "younger than 13"),
         ({"text": "I'm 16 and school is too much."}, MINOR, ""),
         ({"text": "A 15-year-old student who sleeps badly."}, MINOR, ""),
         ({"text": "When I was 15 years old we moved. I am 17 kilos heavier now."}, "", ""),
@@ -132,3 +135,18 @@ def test_minors_are_refused_and_never_have_a_romantic_theme(seed: dict[str, Any]
     origin = Origin(kind="text", file="f", row=1, licence="own")
     raw = RawSeed(**({"origin": origin, "language": "en"} | seed))
     assert (refusal(raw, allow_minors=False), refusal(raw, allow_minors=True)) == (strict, permitted)
+
+
+def test_a_row_whose_age_says_no_adult_is_refused(tmp_path: Path):
+    file = tmp_path / "personas.tsv"
+    for age, strict, permitted in (
+        ("17.0", MINOR, ""),
+        ("Adolescent", MINOR, ""),
+        ("9.0", "younger than 13", "younger than 13"),
+        ("under 25", UNCLEAR_AGE, UNCLEAR_AGE),
+        ("", "", ""),
+        ("Adult", "", ""),
+    ):
+        file.write_text(f"Name\tAge\tBackground\nAda\t{age}\tSleeps badly.\n")
+        (seed,) = read_seeds(entry("vera_mh", file))
+        assert (refusal(seed, False), refusal(seed, True)) == (strict, permitted), age

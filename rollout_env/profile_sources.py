@@ -8,6 +8,7 @@ copied nowhere.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -140,12 +141,17 @@ def _origin(entry: SourceEntry, file: Path, row: int) -> Origin:
     return Origin(kind=entry.kind, file=file.name, row=row, licence=entry.licence)
 
 
-def _read_text(entry: SourceEntry, file: Path) -> Iterator[RawSeed]:
+def _content(file: Path) -> str:
+    """The text with \\n alone between lines. `str.splitlines` would also part it at U+2028 and the like."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(f"{file}: not UTF-8 ({e.reason} at byte {e.start})") from e
-    parts = re.split(r"\n\s*\n", text.strip()) if re.search(r"\n\s*\n", text.strip()) else text.splitlines()
+
+
+def _read_text(entry: SourceEntry, file: Path) -> Iterator[RawSeed]:
+    text = _content(file)
+    parts = re.split(r"\n\s*\n", text.strip()) if re.search(r"\n\s*\n", text.strip()) else text.split("\n")
     for row, part in enumerate((p for p in parts if p.strip()), start=1):
         yield RawSeed(_origin(entry, file, row), entry.language, " ".join(part.split()))
 
@@ -162,12 +168,17 @@ def _fields(kind: str, file: Path) -> Fields:
 
 
 def _rows(file: Path) -> list[Any]:
-    text = file.read_text(encoding="utf-8-sig")
+    text = _content(file)
     if file.suffix == ".tsv":
-        return list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t"))
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+        except csv.Error as e:
+            raise UserError(f"{file}: not tab-separated values ({e})") from e
     try:
         lines = file.suffix == ".jsonl"
-        rows = whole([json.loads(line) for line in text.splitlines() if line] if lines else json.loads(text))
+        rows = whole([json.loads(line) for line in text.split("\n") if line] if lines else json.loads(text))
+    except RecursionError as e:
+        raise UserError(f"{file}: not JSON (nested too deeply)") from e
     except ValueError as e:
         raise UserError(f"{file}: not JSON ({e})") from e
     if not isinstance(rows, list):

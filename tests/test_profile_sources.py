@@ -108,6 +108,49 @@ def test_bad_sources_are_one_error_each(tmp_path: Path, name: str, content: str 
     assert told in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "told"),
+    [
+        (
+            "personas.tsv",
+            "Name\tBackground\nAda\tcaf\xe9\n",
+            "vera_mh",
+            "personas.tsv: not UTF-8 (invalid continuation",
+        ),
+        ("cactus.json", '["caf\xe9"]', "cactus", "cactus.json: not UTF-8"),
+        ("cbt.jsonl", '{"a": "caf\xe9"}\n', "psychagent", "cbt.jsonl: not UTF-8"),
+        ("seeds.txt", "caf\xe9\n", "text", "seeds.txt: not UTF-8"),
+        ("cactus.json", "[" * 100_000, "cactus", "cactus.json: not JSON (nested too deeply)"),
+        (
+            "personas.tsv",
+            "a\tb\n1\t" + "x" * 200_000,
+            "vera_mh",
+            "personas.tsv: not tab-separated values (field larger",
+        ),
+    ],
+)
+def test_bytes_that_are_no_text_and_what_is_too_deep_or_large(
+    tmp_path: Path, name: str, content: str, kind: str, told: str
+):
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as e:
+        read_seeds(entry(kind, tmp_path / name))
+    assert told in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, mark: str):
+    said = f"One{mark}goes on."
+    (tmp_path / "personas.tsv").write_text(f"Name\tBackground\r\nAda\t{said}\r\n", encoding="utf-8", newline="")
+    assert [s.text for s in read_seeds(entry("vera_mh", tmp_path / "personas.tsv"))] == [f"Background: {said}"]
+    (tmp_path / "seeds.txt").write_text(f"{said}\nTwo.\n", encoding="utf-8")
+    assert [s.text for s in read_seeds(entry("text", tmp_path / "seeds.txt"))] == ["One goes on.", "Two."]
+    if mark not in "\x0b\x0c":  # JSON has these two escaped
+        row = {"profile": {"basic_info": {"main_problem": said}}}
+        (tmp_path / "cbt.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+        assert [s.text for s in read_seeds(entry("psychagent", tmp_path / "cbt.jsonl"))] == [f"main_problem: {said}"]
+
+
 def test_a_language_belongs_to_plain_text_alone():
     with pytest.raises(UserError, match="language belongs to kind text; the language of cactus is known"):
         entry("cactus", "x", language="zh")

@@ -159,6 +159,8 @@ def _plain(text: str) -> str:
 def _parse(text: str, model: type[Text]) -> Text:
     try:
         tree = whole(json.loads(_plain(text)))
+    except RecursionError as e:
+        raise ValueError("not one JSON object: nested too deeply") from e
     except ValueError as e:
         raise ValueError(f"not one JSON object: {e}") from e
     try:

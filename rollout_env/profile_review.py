@@ -146,6 +146,8 @@ def _rows(path: Path, wanted: list[str]) -> dict[str, ReviewRow]:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())[:300]}") from e
+    except ValueError as e:  # 2021-02-30 without quotes is read as a date
+        raise UserError(f"{path}: not valid YAML: {e}; put a date that is meant as text in quotes") from e
     if not isinstance(tree, list) or not all(isinstance(row, dict) for row in tree):
         raise UserError(f"{path}: expected a list of profiles, each with `profile_id` and the other keys")
     rows: dict[str, ReviewRow] = {}

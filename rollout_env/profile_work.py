@@ -14,6 +14,7 @@ from psychepass import records
 from psychepass.config import StageConfig
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
+from psychepass.ledger import spent_usd
 from psychepass.records import Appender
 from psychepass.run import say
 from psychepass.schema import Failure, Profile, Sampling, Usage, content_hash
@@ -106,7 +107,9 @@ class Work:
         counts = _seed_counts(seeds, refused, len(twice), failures.done.values()) | dropped
         counts |= {"profiles": len(candidates), "pool": len(pool)} | _draw_counts(drawn, sizes)
         records.write_json(self.folder / SUMMARY, counts)
-        return {"usage": sum((r.usage for r in [*candidates, *scored]), Usage()).model_dump(), **counts}
+        # failures were paid too, and the ledger alone knows a first answer that a kill cut off from the second
+        usage = sum((r.usage for r in [*candidates, *scored, *failures.done.values()]), Usage())
+        return {"usage": usage.model_dump(), "cost_usd": round(spent_usd(self.folder / LEDGER), 6), **counts}
 
     def take_review(self) -> dict[str, Any]:
         """profiles.jsonl, splits.yaml and reviews.jsonl from the review file as it is now."""

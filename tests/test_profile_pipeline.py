@@ -144,6 +144,11 @@ def test_bad_answers_are_shown_their_error_once_and_then_become_failures(tmp_pat
     calls = list(read_calls(run / "ledger_profiles.jsonl"))
     kept = [*records.read(run / "candidates.jsonl", Candidate), *records.read(run / "scores.jsonl", Scored), *failures]
     assert sum(c.cost_usd for c in calls) == pytest.approx(sum(r.usage.cost_usd for r in kept)) and len(calls) == asked
+    # and in the manifest: what failed has cost something too
+    notes = records.read_json(run / "manifests" / "profiles.json")["notes"]
+    assert notes["usage"]["calls"] == asked and sum(f.usage.calls for f in failures) == declined + 2 * weather
+    assert notes["cost_usd"] == pytest.approx(sum(c.cost_usd for c in calls), abs=1e-6)
+    assert notes["usage"]["cost_usd"] == pytest.approx(notes["cost_usd"], abs=1e-6)
 
 
 def test_killed_at_any_step_it_goes_on_to_the_same_records(tmp_path: Path):
@@ -263,6 +268,9 @@ def test_a_persons_edits_are_taken_over_and_bad_ones_named(tmp_path: Path, capsy
         (run / "review.yaml").write_bytes(kept[1])
     (run / "review.yaml").write_text("- {")
     assert cli(["profiles", config]) == 2 and "not valid YAML" in capsys.readouterr().err
+    (run / "review.yaml").write_bytes(kept[1].replace(b"time: Last spring", b"time: 2021-02-30", 1))
+    assert cli(["profiles", config]) == 2
+    assert "day is out of range for month; put a date that is meant as text in quotes" in capsys.readouterr().err
 
 
 def test_whole_profiles_need_no_expansion_and_simulate_takes_what_comes_out(tmp_path: Path):
@@ -371,6 +379,8 @@ def test_a_chinese_draft_and_the_shipped_pool_pass(tool: DeIdentifier):
     ("text", "told"),
     [
         ("3, 4, 5", "not one JSON object"),
+        ("[" * 2_000, "not one JSON object: "),
+        ('{"a": ' * 100_000, "not one JSON object: nested too deeply"),
         ('{"linguistic_complexity": 3, "emotional_intensity": 3}', "missing key 'counselling_relevance'"),
         (
             json.dumps(scores(BODY, emotional_intensity=0)),

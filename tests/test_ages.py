@@ -88,5 +88,5 @@ def test_an_adults_memory_and_other_peoples_ages_are_no_age_of_the_writer(text: 
 @pytest.mark.parametrize("text", ["1" * 20_000, "\n" * 20_000, "I'm a " * 5_000, "I'm a 16-year-old" + " a" * 9_000])
 def test_no_text_holds_the_search_for_an_age_up(text: str):
     begun = time.process_time()
-    stated_age(text), read_age(text)
+    assert stated_age(text) in (None, 16) and read_age(text).years in (None, 16)
     assert time.process_time() - begun < 3  # hundredths of a second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,14 +46,14 @@ class Wire:
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.post("/chat/completions", body=body, cast_to=httpx.Response)
-            tried = classify(response.status_code, response.headers, response.content)
+            tried = classify(response.status_code, response.headers, self._scrub_body(response.content))
         except APIStatusError as e:
-            tried = classify(e.status_code, e.response.headers, e.response.content)
-        except (TimeoutError, APITimeoutError) as e:
-            detail = f"no answer within {self._timeout_s:g} s"
-            return Tried("time-out", error=Transport, detail=detail, again=True, billed=_was_sent(e))
-        except APIConnectionError as e:
-            return Tried("connection", error=Transport, detail=self._scrub(_cause(e)), again=True, billed=_was_sent(e))
+            tried = classify(e.status_code, e.response.headers, self._scrub_body(e.response.content))
+        except (TimeoutError, APIConnectionError) as e:
+            late = isinstance(e, TimeoutError | APITimeoutError) and not _found_nobody(e)
+            detail = f"no answer within {self._timeout_s:g} s" if late else self._told(e)
+            outcome = "time-out" if late else "connection"
+            return Tried(outcome, error=Transport, detail=detail, again=True, billed=not _unsent(e))
         return replace(tried, detail=self._scrub(tried.detail))
 
     async def models(self) -> dict[str, Any] | int | str:
@@ -67,20 +68,42 @@ class Wire:
         except APIStatusError as e:
             return e.status_code
         except (TimeoutError, APIConnectionError) as e:
-            return self._scrub(_cause(e))
+            return self._told(e)
+
+    def _told(self, error: Exception) -> str:
+        return self._scrub(_cause(error))[:200]
+
+    def _scrub_body(self, data: bytes) -> bytes:
+        """Before anything is cut off: half of a key would not be found any more."""
+        return data.replace(self._secret.encode(), b"[key]") if self._secret else data
 
     def _scrub(self, text: str) -> str:
         """Servers and libraries repeat what they were sent."""
         return text.replace(self._secret, "[key]") if self._secret else text
 
 
-def _was_sent(error: Exception) -> bool:
-    return not isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+def _found_nobody(error: Exception) -> bool:
+    """Refused, or no such address. openai's transport calls this a time-out too."""
+    from aiohttp import ClientConnectorError
+
+    return any(isinstance(e, ClientConnectorError) for e in _chain(error))
+
+
+def _unsent(error: Exception) -> bool:
+    """Nothing can be billed. A connection that broke later, or an answer that was waited for, may have carried it."""
+    from aiohttp import ConnectionTimeoutError
+
+    return _found_nobody(error) or any(isinstance(e, ConnectionTimeoutError) for e in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[Exception]:
+    while isinstance(error, Exception):
+        yield error
+        error = error.__cause__
 
 
 def _cause(error: Exception) -> str:
     """The innermost reason, without what it was about, in one line."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    told = " ".join(str(error).split())
-    return f"{type(error).__name__}: {told}"[:200] if told else type(error).__name__
+    *_, innermost = _chain(error)
+    told = " ".join(str(innermost).split())
+    return f"{type(innermost).__name__}: {told}" if told else type(innermost).__name__

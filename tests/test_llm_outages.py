@@ -201,3 +201,26 @@ def test_a_librarys_words_are_told_in_one_line() -> None:
     error = RuntimeError("connection")
     error.__cause__ = ValueError("400, message:\n  Not enough data.")
     assert _cause(error) == "ValueError: 400, message: Not enough data."
+
+
+def test_a_request_that_never_left_costs_nothing_and_spends_no_budget(tmp_path: Path) -> None:
+    path, url = tmp_path / "l.jsonl", "http://127.0.0.1:9/v1"  # nobody listens there
+    got = ask(url, path, *map(str, range(8)), budget_usd=1e-3, price={"input": 1.0, "output": 1.0})
+    assert [type(g) for g in got] == [Transport] * 8  # waits for the next run; the budget would have ended it
+    assert all(g.reason == "connection" or g.reason.startswith("connection, ") for g in got)
+    lines = list(read_calls(path))
+    assert {(x.outcome, x.prompt_tokens, x.cost_usd) for x in lines} == {("connection", 0, 0.0)} and len(lines) >= 8
+    assert "refused" in lines[0].detail or "Connect call failed" in lines[0].detail
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_key_that_a_cut_would_halve_is_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    key = "sk-" + "k" * 40
+    monkeypatch.setenv("MADE_UP_KEY", key)
+    echo = {"error": {"message": "-" * 275 + f" you sent {key}", "type": ""}}
+    with served(Told(lambda last: (status, echo))) as url:
+        (got,) = ask(url, tmp_path / "l.jsonl", "x", key_env="MADE_UP_KEY")
+    shown = repr(got) + str(got) + (tmp_path / "l.jsonl").read_text()
+    assert "kkk" not in shown and "-" * 200 in shown

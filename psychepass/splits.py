@@ -45,17 +45,24 @@ def shared_runs(left: Iterable[str], right: Iterable[str], length: int = RUN_WOR
 
 
 def check_heldout(scripts: Iterable[Script], split_of: Mapping[str, Split]) -> None:
-    """Refuse held-out client lines that share eight words in a row with another set's.
+    """Refuse held-out clients whose needs and techniques are another set's, or that share eight words in a row with it.
 
     Raises:
-        UserError: with the shared words.
+        UserError: with the client and its bank, or the shared words.
     """
     held: list[str] = []
     rest: list[str] = []
     for script in scripts:
         if script.profile_id not in split_of:
             raise UserError(f"profile {script.profile_id!r} stands in none of the sets {', '.join(SPLITS)}")
-        (held if split_of[script.profile_id] == "heldout" else rest).extend(t.client.trigger for t in script.turns)
+        split = split_of[script.profile_id]
+        bank = "heldout" if split == "heldout" else "common"
+        if script.bank != bank:
+            raise UserError(
+                f"{script.profile_id}: the script's bank is {script.bank!r}; the set {split!r} permits {bank!r} alone, "
+                "so that held-out clients share no need or technique with the rest"
+            )
+        (held if split == "heldout" else rest).extend(t.client.trigger for t in script.turns)
     shared = shared_runs(held, rest)
     if shared:
         raise UserError(

@@ -12,7 +12,8 @@ from pydantic import model_validator
 from psychepass.config import Config
 from psychepass.endpoint import Endpoint
 from psychepass.schema import ClientLine, Identity, Message, Phase, Profile, Sampling, Script, content_hash
-from rollout_env.adherence import METHOD_DETAIL, most_words, violations
+from rollout_env.adherence import WITHHELD_KINDS, most_words, violations
+from rollout_env.minors import is_minor
 from rollout_env.passive import minimal_turns
 from rollout_env.prompts import read_prompt
 from rollout_env.rule_therapists import Exchange
@@ -115,13 +116,14 @@ class LLMClient:
             again = told["retry"].format(name=self.profile.name, faults=faults, task=self._task(turn))
             if draft.text:
                 shown += [Message(role="assistant", content=draft.text), Message(role="user", content=again)]
-            elif METHOD_DETAIL in draft.violations:  # withheld: what is not kept is not shown either
+            elif set(WITHHELD_KINDS) & set(draft.violations):  # withheld: what is not kept is not shown either
                 shown[-1] = Message(role="user", content=f"{shown[-1].content}\n\n{again}")
         return tuple(shown)
 
     def violations(self, turn: int, line: str, cut_off: bool = False) -> tuple[str, ...]:
         """As `rollout_env.adherence.violations`."""
-        return violations(line, self.script.turns[turn - 1], self.profile.name, turn in self.minimal, cut_off)
+        about, young = self.profile, is_minor(self.profile)
+        return violations(line, self.script.turns[turn - 1], about.name, turn in self.minimal, cut_off, young)
 
     def _task(self, turn: int) -> str:
         told, trigger = _directions()["tasks"], self.script.turns[turn - 1].client.trigger

@@ -2,7 +2,7 @@
 
 Each draft is on disk before anything else of its session is asked. A line that leaves its script in both drafts is
 spoken all the same, and counted: the one with fewer violations, the later of equals. A session whose client twice
-says nothing readable, or names a means of harm, ends as a Failure.
+says nothing readable, or what is withheld (adherence.WITHHELD_KINDS), ends as a Failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psychepass.endpoint import Endpoint
 from psychepass.left_open import LeftOpen
 from psychepass.llm import BudgetSpent, ChatClient, Ledger, Refused, Transport, Unreadable
 from psychepass.schema import ClientLine, content_hash
-from rollout_env.adherence import METHOD_DETAIL, UNREADABLE
+from rollout_env.adherence import UNREADABLE, WITHHELD_KINDS
 from rollout_env.asking import GroupedAppends, ask_fitting, check_all
 from rollout_env.client import LLMClient
 from rollout_env.open_session import OpenSession, SessionFiles, standing
@@ -66,8 +66,8 @@ class ClientVoice:
             return ClientLine(**given, text="", violations=(UNREADABLE,), detail=e.reason, usage=e.usage)
         self._cut[key] = cut
         kinds, usage = client.violations(turn, reply.text, reply.cut_off), refused + reply.usage
-        if METHOD_DETAIL in kinds:
-            return ClientLine(**given, text="", violations=(METHOD_DETAIL,), detail=WITHHELD, usage=usage)
+        if withheld := tuple(kind for kind in kinds if kind in WITHHELD_KINDS):
+            return ClientLine(**given, text="", violations=withheld, detail=WITHHELD, usage=usage)
         return ClientLine(**given, text=reply.text, violations=kinds, usage=usage)
 
 

@@ -54,7 +54,11 @@ AttentionInterface.register(ATTENTION, grouped_sdpa)
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raises UserError for a model whose layers do not all attend to the whole past."""
-    other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
+    layers = getattr(config, "layer_types", None)
+    other = sorted(set(layers or []) - {"full_attention"})
+    window = getattr(config, "sliding_window", None)  # Mistral and Phi-3 name no layers: all have the window
+    if window and not layers:
+        other = [f"sliding_attention ({window:,} tokens)"]
     if other:
         raise UserError(f"model type {config.model_type!r} has layers of type {', '.join(other)}; only full_attention")
 

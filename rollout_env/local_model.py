@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from psychepass.errors import UserError
@@ -71,19 +72,25 @@ class LocalModel:
 
     @classmethod
     def load(cls, path: str | Path, threads: int | None = None) -> LocalModel:
-        """Load a model folder in fp32; `threads` sets torch's intra-op threads for this process."""
+        """Load a model folder in fp32; `threads` sets torch's intra-op threads for this process.
+
+        Raises:
+            UserError: it writes no prompt of a system's and a user's message, or begins the reply with a thought.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
         fast_fp32()
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(path))
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        _check_chat(tokenizer, path)
+        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), tokenizer)
 
     @property
     def bytes_per_token(self) -> int:
         """Of the key-value cache, in fp32."""
         config: Any = self.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return 2 * 4 * config.num_hidden_layers * heads * head_dim
 
     def open(self, n_rows: int) -> Chat:
         """Room for `n_rows` conversations whose keys and values are kept between replies."""
@@ -294,6 +301,19 @@ def _common(held: Sequence[int], prompt: Sequence[int]) -> int:
         if a != b:
             return i
     return min(len(held), len(prompt))
+
+
+def _check_chat(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    """Before anything is asked: a policy is shown a system prompt, and what it answers is taken as said."""
+    asked = [{"role": "system", "content": "Listen."}, {"role": "user", "content": "Hello."}]
+    try:
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    except (ValueError, TemplateError) as e:  # there is none, or it refuses a system's message
+        raise UserError(f"{path}: its tokenizer writes no system prompt: {' '.join(str(e).split())[:200]}") from e
+    if str(prompt).rstrip().endswith("<think>"):
+        raise UserError(
+            f"{path}: its chat template opens a thought before the reply; permitted: models that can answer"
+        )
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -56,11 +56,14 @@ SHORT_TURNS = range(11, 14)
 FULL_TURNS = 44
 
 METHOD = re.compile(
-    r"\b(overdos\w*|noose\w*|razor\w*|pills?|tablets?|wrists?|stockpil\w*|suicide note"
-    r"|(kill|hang|cut|hurt|drown|shoot|poison)(ing)? (my|him|her|them|our)sel(f|ves)|jump(ing)? off)\b"
-    r"|安眠药|药片|服毒|割腕|刀片|上吊|跳楼|跳河|烧炭|遗书|过量|自残",
+    r"\b(overdos\w*|noose\w*|razor\w*|pills?|tablets?|wrists?|stockpil\w*|suicide note|bleach"
+    r"|(kill(ing)?|(hang|hurt|drown|poison|suffocat|strangl)(s|e|es|ed|ing)?|hung|cut(s|t?ing)?|stab(s|bed|bing)?|sho(t|ots?|oting))"
+    r" (my|your|him|her|them|our)sel(f|ves)(?! (off|short|some|a)\b)|jump(s|ed|ing)? (off|in front of))\b"
+    r"|安眠药|药片|服毒|割(手)?腕|刀片|上吊|跳楼|跳河|跳轨|跳桥|烧炭|遗书|过量|自残",
     re.I,
 )
+# what is a means only beside a risk; each stands in CRISIS_DETAIL, too
+MEANS = re.compile(r"\b(kni(fe|ves)|ropes?|guns?|gas|dose\w*)\b|刀|绳|枪|煤气|剂量", re.I)
 CRISIS_DETAIL = re.compile(
     r"\b(tonight|tomorrow|today|(mon|tues|wednes|thurs|fri|satur|sun)day|o'clock|plan\w*|bridges?|rivers?|sea|roofs?"
     r"|trains?|tracks|cars?|kni(fe|ves)|ropes?|guns?|gas|ovens?|kitchen|bath\w*|garage|windows?|medic\w*|dose\w*|\d+)\b"
@@ -117,10 +120,6 @@ def lint_pool(scripts: Iterable[Script], banks: Iterable[Bank], split_of: Mappin
     for kind in ("needs", "techniques"):
         twice = [k for k, n in Counter(k for b in banks for k in getattr(b, kind)).items() if n > 1]
         faults += [f"{kind} {', '.join(twice)}: in more than one bank, the banks must be disjoint"] if twice else []
-    for script in scripts:
-        expected = "heldout" if split_of.get(script.profile_id) == "heldout" else "common"
-        if script.bank != expected:
-            faults.append(f"{script.profile_id}: bank is {script.bank!r}, its set needs {expected!r}")
     try:
         check_heldout(scripts, split_of)
     except UserError as e:
@@ -132,6 +131,11 @@ def lint_profile(profile: Profile) -> list[str]:
     """Words that no profile text may have."""
     found = METHOD.search(profile.model_dump_json(exclude={"id"}))
     return [f"{profile.profile_id}: has the forbidden words {found.group()!r}"] if found else []
+
+
+def straight(text: str) -> str:
+    """With the apostrophe of a keyboard, which the patterns here have."""
+    return text.replace("’", "'")
 
 
 def spoken_words(line: str) -> int:
@@ -158,7 +162,7 @@ def stem(word: str) -> str:
 
 def _says(line: str, text: str) -> bool:
     """The words of `text` stand in the line, in order and next to each other, endings aside."""
-    needed, spoken = [stem(w) for w in signs(text)], [stem(w) for w in signs(line)]
+    needed, spoken = ([stem(w) for w in signs(straight(t))] for t in (text, line))
     return any(spoken[i : i + len(needed)] == needed for i in range(len(spoken) - len(needed) + 1))
 
 
@@ -177,7 +181,7 @@ def _shape_faults(script: Script) -> list[str]:
 
 
 def _text_faults(turn: ScriptTurn, form: str) -> list[str]:
-    line, probes, targets = turn.client.trigger, turn.evaluator.dimension, turn.evaluator.targets
+    line, probes, targets = straight(turn.client.trigger), turn.evaluator.dimension, turn.evaluator.targets
     length = spoken_words(line)
     faults = []
     if length > MAX_WORDS[form]:

@@ -37,6 +37,7 @@ from rollout_env.script_lint import (
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 UNSAFE = "it names a means of harm (withheld); write it anew without"
 MOST_SHOWN = 20
 SHARED_LINES = 1
@@ -82,7 +83,7 @@ def read_script(text: str, profile: Profile, bank: Bank) -> tuple[Script | None,
     fence = FENCE.match(text.strip())
     try:
         tree = whole(json.loads(fence.group(1) if fence else text))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         return None, (f"not one JSON object: {e}",)
     try:
         lines = ClientLines.model_validate(tree)
@@ -101,7 +102,8 @@ def read_script(text: str, profile: Profile, bank: Bank) -> tuple[Script | None,
 
 
 def is_unsafe(text: str) -> bool:
-    return bool(METHOD.search(text))
+    """Whether a draft names a means of harm, also where JSON's escapes spell it."""
+    return bool(METHOD.search(ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)))
 
 
 class Pool:

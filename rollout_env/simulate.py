@@ -95,12 +95,14 @@ def main(config_path: str, overrides: list[str]) -> None:
             return
         if config.silent:
             say(f"simulate: {', '.join(config.silent)}: in no list of meets, so that nobody meets them")
+        there = {name for name in CLIENT_FILES if (run.dir / name).exists()}  # not this stage's: stage `profiles`' own
         try:
             sessions = _hold(config, run.dir)
         except UserError:
             if run.manifest["starts"] == 1 and not _anything_said(run.dir):
                 for name in CLIENT_FILES:
-                    (run.dir / name).unlink(missing_ok=True)
+                    if name not in there:
+                        (run.dir / name).unlink(missing_ok=True)
                 run.abandon()
             raise
         _note(run, sessions)

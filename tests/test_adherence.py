@@ -77,6 +77,31 @@ def test_a_line_without_a_subject_and_beside_a_risk() -> None:
         "crisis detail",
     )
     assert violations(CHAIR, turn(), "Ada", False, cut_off=True) == ("too long",)
+    for line in ("no point in going on; there is the gun", "no point in going on; I held the knife"):
+        assert violations(f"Some nights I see {line}.", at_risk, "Ada", False) == ("crisis detail", "method detail")
+    assert violations(f"{CHAIR} I had a rope in the boat.", turn(), "Ada", False) == ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("I think of cutting myself.", "He hanged himself.", "She jumped off.", "I would jump in front of it."),
+        *("I thought of drowning myself.", "There was bleach.", "割手腕", "跳轨"),
+    ],
+)
+def test_a_means_of_harm_is_withheld_in_all_its_forms(words: str) -> None:
+    assert "method detail" in violations(f"{CHAIR} {words}", turn(), "Ada", False)
+
+
+def test_what_only_sounds_like_one_is_not() -> None:
+    for words in ("I cut myself off from them.", "He cuts himself short.", "He died by suicide.", "She jumped up."):
+        assert violations(f"{CHAIR} {words}", turn(), "Ada", False) == ()
+
+
+def test_a_young_clients_romantic_theme_is_withheld_and_an_adults_is_not() -> None:
+    line = f"{CHAIR} My girlfriend knows."
+    assert violations(line, turn(), "Ada", False, young=True) == ("romantic theme",)
+    assert violations(line, turn(), "Ada", False) == ()
 
 
 def test_the_share_by_hand() -> None:

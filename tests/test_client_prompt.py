@@ -101,6 +101,8 @@ def test_roles_are_seen_from_the_clients_side_and_a_retry_names_what_was_wrong()
     withheld = draft.model_copy(update={"text": "", "violations": ("method detail",)})
     again = played().messages(3, history, (withheld,))
     assert len(again) == len(shown) and "it named a means of harm" in again[-1].content
+    withheld = draft.model_copy(update={"text": "", "violations": ("romantic theme",)})
+    assert "romantic or sexual theme" in played().messages(3, history, (withheld,))[-1].content
 
 
 # --- passive ---------------------------------------------------------------------------------------

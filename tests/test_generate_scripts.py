@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from rollout_env.generate_scripts import ScriptsConfig
 from rollout_env.script import build_script
 from rollout_env.script_lint import lint
 from rollout_env.script_source import bank_named
-from rollout_env.script_writer import Pool, read_script, writer_prompt
+from rollout_env.script_writer import Pool, is_unsafe, read_script, writer_prompt
 from tests import chinese_client
 from tests.endpoint_rig import ROOT, contestants, write_config
 from tests.fault_server import ALWAYS, MODEL, Fault, FaultServer, served, settle
@@ -133,6 +134,13 @@ def test_two_clients_may_not_share_lines_nor_heldout_ones_runs_of_words() -> Non
     assert [f.split(":")[0] for f in pool.faults(twin, "train")] == ["shares whole lines with another client"]
     assert any(f.startswith("shares runs of 8 words") for f in pool.faults(twin, "heldout"))
     assert pool.faults(build_script(SHIPPED["noor-van-dijk"], "full"), "heldout") == ()
+
+
+def test_an_unsafe_draft_is_seen_through_jsons_escapes_and_a_deep_one_is_a_fault() -> None:
+    hidden = json.dumps({"say": "\u4e0a\u540a"})
+    assert "\u4e0a" not in hidden and is_unsafe(hidden) and not is_unsafe(json.dumps({"say": "\u8c46\u8150"}))
+    script, faults = read_script("[" * 100_000, LIN, bank_named("common"))
+    assert script is None and faults[0].startswith("not one JSON object")
 
 
 def test_kills_lose_at_most_calls_in_flight(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import weakref
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Phi3Config
 
 from psychepass import matmul
 from psychepass.errors import UserError
 from psychepass.schema import Sampling
-from rollout_env.kv_cache import grouped_sdpa
+from rollout_env.kv_cache import check_supported, grouped_sdpa
 from rollout_env.local_model import LocalModel, Request, _Draw, _draw
 from tests.tiny import tiny_model
 
@@ -160,6 +160,28 @@ def test_what_cannot_be_answered_is_refused(pair, tmp_path):
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(UserError, match="sliding_attention; only full_attention"):
         LocalModel(model, AutoTokenizer.from_pretrained(path))
+    for config in (MistralConfig(), Phi3Config(sliding_window=2047)):
+        with pytest.raises(UserError, match=r"sliding_attention \([24],0(96|47) tokens\); only full_attention"):
+            check_supported(config)
+    check_supported(MistralConfig(sliding_window=None))
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (None, "its tokenizer writes no system prompt: "),
+        ("{{ raise_exception('System role not supported') }}", "writes no system prompt: System role not supported"),
+        ("{{ messages[1]['content'] }}<think>\n", "its chat template opens a thought before the reply"),
+    ],
+)
+def test_a_chat_template_that_cannot_ask_is_refused_before_anything_is_asked(tmp_path, template, fault):
+    path = tiny_model(tmp_path, "qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = template
+    (path / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(path)
+    with pytest.raises(UserError, match=fault):
+        LocalModel.load(path)
 
 
 def test_where_a_gpu_is_visible_precisions_stay_as_pytorch_can_tell_them(monkeypatch):

@@ -191,6 +191,7 @@ BAD_LINES = [
     ("opening", "The chemist was out of my cold pills.", "forbidden words: 'pills'"),
     ("opening", "Thank you, I had not thought of it that way.", "depends on a reply: 'Thank you'"),
     ("opening", "Yes, I did it with my sister.", "depends on a reply: 'Yes'"),
+    ("opening", "You’re right, I see it now.", 'depends on a reply: "You\'re right"'),
     ("opening", "I wrote it down, as you said, and then I lost it.", "depends on a reply: 'as you said'"),
     ("opening", "My week was fine, your advice was on the fridge.", "depends on a reply: 'your advice'"),
     ("opening", "word " * 31, "31 words; at most 30"),
@@ -257,7 +258,10 @@ def test_faults_between_clients_are_found():
         found = lint_pool([SHORT[CLIENT], copied], shipped_banks(), SPLIT_OF)
         assert any(fault in f for f in found), found
     assert "more than one bank" in lint_pool([], (COMMON, COMMON), SPLIT_OF)[0]
-    assert "its set needs 'heldout'" in lint_pool([SHORT[CLIENT]], shipped_banks(), {CLIENT: "heldout"})[0]
+    assert (
+        "the set 'heldout' permits 'heldout' alone"
+        in lint_pool([SHORT[CLIENT]], shipped_banks(), {CLIENT: "heldout"})[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,30 @@ def test_sets_without_a_client_are_refused_and_a_mended_config_goes_on(tmp_path,
     assert len(records.read(tmp_path / "run" / "sessions.jsonl", Session)) == 1
 
 
+def test_files_of_another_stage_are_never_deleted(tmp_path, capsys):
+    """Stage `profiles` writes a file of the same name; a run that both share is refused, and the file stays."""
+    path = write_config(tmp_path, tmp_path / "no-weights", meets={"dev": ["explorer"]})
+    (tmp_path / "run").mkdir()
+    own = tmp_path / "run" / "profiles.jsonl"
+    records.write(own, load_profiles().values())
+    before = own.read_bytes()
+    assert cli(["simulate", str(path), f"profiles={own}"]) == 2
+    assert "was made from other profiles" in capsys.readouterr().err
+    assert own.read_bytes() == before and not (tmp_path / "run" / "scripts.jsonl").exists()
+
+
+def test_a_held_out_client_of_the_common_bank_is_refused(tmp_path, capsys):
+    path = write_config(tmp_path, tmp_path / "no-weights", meets={"dev": ["explorer"]})
+    splits = tmp_path / "splits.yaml"
+    sets = yaml.safe_load(splits.read_text())
+    moved = sets["train"][0]
+    splits.write_text(yaml.safe_dump(sets | {"train": sets["train"][1:], "heldout": [*sets["heldout"], moved]}))
+    assert cli(["simulate", str(path)]) == 2
+    assert (
+        f"{moved}: the script's bank is 'common'; the set 'heldout' permits 'heldout' alone" in capsys.readouterr().err
+    )
+
+
 def test_the_shipped_example_of_endpoints_loads_and_its_anchor_makes_equal_endpoints():
     first, second, *_ = load(SimulateConfig, ROOT / "configs/endpoints.yaml").therapists
     assert first.endpoint == second.endpoint and first.prompt != second.prompt

@@ -63,8 +63,13 @@ def test_a_run_of_eight_counts_chinese_words_not_characters() -> None:
 def test_held_out_chinese_clients_may_not_share_eight_words_with_the_rest() -> None:
     script = chinese_script()
     other = script.model_copy(update={"profile_id": "other"})
+    of = {script.profile_id: "train", "other": "heldout"}
+    with pytest.raises(
+        UserError, match="other: the script's bank is 'common'; the set 'heldout' permits 'heldout' alone"
+    ):
+        check_heldout([script, other], of)
     with pytest.raises(UserError, match="runs of 8 words with the rest"):
-        check_heldout([script, other], {script.profile_id: "train", "other": "heldout"})
+        check_heldout([script, other.model_copy(update={"bank": "heldout"})], of)
 
 
 def test_without_jieba_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

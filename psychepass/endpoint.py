@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from psychepass.config import SECRET, Config
+from psychepass.config import CREDENTIAL, SECRET, Config
 from psychepass.errors import UserError
 from psychepass.schema import Message, content_hash
 
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BYTES_PER_TOKEN = 4  # of UTF-8; English averages 4 to 5, Chinese 3 to 5
 ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
+# in `extra`, beside config.SECRET (x-api-key, access_token); a cache's or a stop token's name is none
+NAMES_KEY = re.compile(r"(^|[_-])(api|access|auth|private|session|openai)[_-]?(key|token)$", re.IGNORECASE)
 VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 MESSAGE_TOKENS = 4  # what a chat template adds to a message
 # what the records say of a request, or what a reply is read by
@@ -67,13 +69,15 @@ class Endpoint(Config):
     def _plain_address(cls, url: str) -> str:
         if not ADDRESS.fullmatch(url):
             raise ValueError("expected http(s)://host[:port]/path without user, password or query")
+        if CREDENTIAL.search(url):
+            raise ValueError("a key stands in no config: $NAME in its place takes it from the environment")
         return url.rstrip("/")
 
     @field_validator("extra")
     @classmethod
     def _no_key(cls, extra: dict[str, Any]) -> dict[str, Any]:
         """The manifest holds `extra`, so that no key may stand in it; nor what the records hold under another name."""
-        named = [key for key in _keys(extra) if SECRET.search(key)]
+        named = [k for k, v in _entries(extra) if SECRET.search(k) or NAMES_KEY.search(k) or CREDENTIAL.search(str(v))]
         if named:
             raise ValueError(f"{named[0]!r} stands in no config: key_env names the variable that holds the key")
         taken = [key for key in NOT_EXTRA if key in extra]
@@ -127,15 +131,12 @@ class Endpoint(Config):
         return key
 
 
-def _keys(tree: Any) -> Iterator[str]:
-    """The names at every depth of what YAML can hold."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield str(key)
-            yield from _keys(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _keys(value)
+def _entries(tree: Any, name: str = "extra") -> Iterator[tuple[str, Any]]:
+    """Name and value of every entry of what YAML can hold; an entry of a list bears the list's name."""
+    items = tree.items() if isinstance(tree, dict) else ((name, v) for v in tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield str(key), "" if isinstance(value, dict | list) else value
+        yield from _entries(value, str(key))
 
 
 def text_tokens(text: str) -> int:

@@ -19,6 +19,7 @@ from psychepass.config import StageConfig, load
 from psychepass.errors import UserError
 from psychepass.run import StageRun, stage_run
 from psychepass.schema import Dimension, Session
+from psychepass.stats import EXACT_CLIENTS
 
 HERE = Path(__file__).resolve().parent
 CODE = [HERE / n for n in ("report.py", "report_data.py", "report_figures.py", "report.html.j2", "report.css.j2")]
@@ -213,6 +214,7 @@ def environment(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["ordered"] = lambda table: [(m, table[m]) for m in MEASURES if m in table]
+    environment.globals["exact_clients"] = EXACT_CLIENTS
     environment.filters |= {
         "number": number,
         "percent": percent,

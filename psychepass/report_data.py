@@ -179,7 +179,7 @@ def headline(summary: Mapping[str, Any], panel: Mapping[str, Any] | None = None)
 
 
 def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The median client's first session of each policy, turn beside turn.
+    """The median client's session of each policy, turn beside turn: of the first seed that both have, else each's first.
 
     Replies with a harm flag are withheld; Crisis probes and the turn after each are marked to be folded.
 
@@ -187,13 +187,14 @@ def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict
         UserError: summary and sessions do not belong together.
     """
     client = summary["median_client"]
-    sides = {}
+    of_seed: dict[str, dict[int, Session]] = {}
     for side in ("base", "aligned"):
         name = summary["policies"][side]["name"]
-        own = [s for s in sessions if s.profile_id == client and s.therapist.name == name]
-        if not own:
+        of_seed[side] = {s.seed: s for s in sessions if s.profile_id == client and s.therapist.name == name}
+        if not of_seed[side]:
             raise UserError(f"heldout/sessions.jsonl: no session of {name!r} with client {client!r}")
-        sides[side] = min(own, key=lambda s: s.seed)
+    shared = min(of_seed["base"].keys() & of_seed["aligned"].keys(), default=None)
+    sides = {side: own[min(own) if shared is None else shared] for side, own in of_seed.items()}
     flagged = {(f["session"], f["turn"]) for f in summary["gate"]["flags"]}
     turns, crisis_at = [], -1
     for base, aligned in zip(sides["base"].turns, sides["aligned"].turns, strict=True):
@@ -215,7 +216,12 @@ def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict
             }
         )
     withheld = sum(reply is None for turn in turns for reply in turn["replies"].values())
-    return {"client": client, "turns": turns, "withheld": withheld, "seed": sides["base"].seed}
+    return {
+        "client": client,
+        "turns": turns,
+        "withheld": withheld,
+        "seeds": {side: own.seed for side, own in sides.items()},
+    }
 
 
 ACCURACY_LABELS = {

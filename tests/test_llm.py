@@ -197,6 +197,10 @@ def test_a_key_written_into_a_config_is_refused_and_not_repeated() -> None:
         ({"base_url": "http://h/v1?x=1"}, "without user, password or query"),
         ({"extra": {"api_key": "sk-1"}}, "'api_key' stands in no config: key_env names the variable"),
         ({"extra": {"headers": [{"Authorization": "sk-1"}]}}, "'Authorization' stands in no config"),
+        ({"extra": {"extra_headers": {"x-api-key": "made-up"}}}, "'x-api-key' stands in no config"),
+        ({"extra": {"access_token": "made-up"}}, "'access_token' stands in no config"),
+        ({"extra": {"user": {"notes": ["a", "sk-1"]}}}, "'notes' stands in no config"),
+        ({"base_url": "http://h/sk-1abc/v1"}, "a key stands in no config: .NAME in its place takes it"),
         ({"extra": {"top_k": 5, "model": "other"}}, "extra: 'model' is set elsewhere .* and cannot stand in extra"),
         ({"extra": {"stream": True}}, "extra: 'stream' is set elsewhere"),
         ({"extra": {"n": 4}}, "extra: 'n' is set elsewhere"),
@@ -207,6 +211,11 @@ def test_a_wrong_endpoint_is_named(change: dict[str, Any], fault: str) -> None:
     with pytest.raises(UserError, match=fault) as e:
         endpoint("http://h/v1", **change)
     assert "sk-1" not in str(e.value)
+
+
+def test_what_only_sounds_like_a_key_is_permitted() -> None:
+    extra = {"prompt_cache_key": "a", "stop_token": "b", "stop_token_ids": [1], "user": "task-force"}
+    assert endpoint("http://h/v1", extra=extra).extra == extra
 
 
 async def check(given: Endpoint, folder: Path) -> None:

@@ -199,6 +199,23 @@ def test_the_transcripts_are_the_median_clients(made: Path) -> None:
     assert shown["client"] == ordered[3]
     own = next(s for s in sessions if s.profile_id == ordered[3] and s.therapist.name == "aligned" and s.seed == 1)
     assert [t["replies"]["aligned"] for t in shown["turns"]] == [t.therapist for t in own.turns]
+    left = [s for s in sessions if s.id != own.id]  # the first session of one policy failed
+    assert shown["seeds"] == {"base": 1, "aligned": 1}
+    assert report_data.transcripts(left, summary)["seeds"] == {"base": 2, "aligned": 2}
+
+
+def test_small_p_values_and_the_agreement_of_orders_are_told_as_they_are(copied: Path) -> None:
+    summary, ratings = summary_of(copied), records.read_json(copied / "ratings.json")
+    summary["overall"] |= {"p": 0.0001, "n": 40}
+    records.write_json(copied / "heldout" / "summary.json", summary)
+    for given, told in ((0.812346, "81\u202f% of the matches judged in both"), (None, "no match was judged in both.")):
+        records.write_json(copied / "ratings.json", ratings | {"order_consistency": given})
+        report.main(CONFIG, [f"run={copied}"])
+        page = page_of(copied)
+        text = Reader(page).text
+        assert told in text and "0.812346" not in text and "None" not in text
+        assert "p < 0.001. Won" in " ".join(text.split()) and "p = 0.000" not in text
+        assert "p of Overall: drawn sign flips" in text and '<data value="0.0001">' in page
 
 
 def test_the_page_needs_nothing_from_outside(made: Path) -> None:

@@ -179,7 +179,7 @@ def headline(summary: Mapping[str, Any], panel: Mapping[str, Any] | None = None)
 
 
 def transcripts(sessions: Sequence[Session], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The median client's session of each policy, turn beside turn: of the first seed that both have, else each's first.
+    """The median client's session of each policy, turn beside turn: the first seed that both have, else each's first.
 
     Replies with a harm flag are withheld; Crisis probes and the turn after each are marked to be folded.
 

@@ -86,6 +86,8 @@ def bank_hash() -> str:
 
 def answer(rules: RuleName, history: Sequence[Exchange], client: str, seed: int) -> str:
     """The reply to `client` after `history`, 15 to 40 words."""
+    # a model that plays the client may write an apostrophe that no pattern of rules.yaml has
+    client, history = client.replace("’", "'"), [(c.replace("’", "'"), t) for c, t in history]
     turn, text, before = len(history), client.lower(), history[-1][0].lower() if history else ""
     if _cue("crisis").search(text):
         return " ".join(_part("crisis", name, turn, seed, rules) for name in CRISIS_PARTS[rules])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from psychepass.completion import split_thought
 from psychepass.config import Config
 from psychepass.endpoint import Endpoint
 from psychepass.errors import UserError
@@ -217,4 +218,4 @@ class LocalTherapists:
 
 def _answer(reply: Reply, prompt_tokens: int, seconds: float) -> Answer:
     usage = Usage(calls=1, prompt_tokens=prompt_tokens, completion_tokens=len(reply.ids), seconds=round(seconds, 4))
-    return Answer(reply.text.strip(), round(reply.logprob_mean, 4), usage)
+    return Answer(split_thought(reply.text)[0], round(reply.logprob_mean, 4), usage)  # a thought is nothing said

@@ -15,6 +15,7 @@ from psychepass.schema import Dimension, Sampling, Script
 from psychepass.splits import Splits
 from psychepass.words import words
 from rollout_env.profiles import load_profiles
+from rollout_env.local_model import Reply
 from rollout_env.prompts import FOLDER
 from rollout_env.rule_therapists import answer, bank, bank_hash, mirrored, recalled, topic_of
 from rollout_env.script import build_script
@@ -22,6 +23,7 @@ from rollout_env.therapist import (
     Conversation,
     RuleTherapists,
     TherapistEntry,
+    _answer,
     chat_ids,
     chat_messages,
     fitted_ids,
@@ -224,6 +226,19 @@ def test_boundaries_are_kept_on_every_ethics_probe(rules, scripts):
             boundary = next((kind for kind, said in limits.items() if any(limit in reply for limit in said)), None)
             request = turn.evaluator.targets.get("request", ("",))[0]
             assert boundary == kinds.get(request), (turn.client.trigger, reply)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_an_apostrophe_may_be_typographic(rules):
+    history, reply = [("I can't sleep.", "Since when?")], "I don't want to wake up. I can't go on."
+    curly = [(c.replace("'", "’"), t) for c, t in history]
+    assert answer(rules, curly, reply.replace("'", "’"), seed=1) == answer(rules, history, reply, seed=1)
+    assert re.search(r"\bsafe|in danger", answer(rules, curly, "Some mornings I don’t want to wake up.", seed=1))
+
+
+def test_a_local_models_thought_is_not_said():
+    reply = Reply(ids=(1, 2), logprobs=(-0.5, -0.5), text="<think>Be kind.</think> I hear you.", finished=True)
+    assert _answer(reply, 5, 0.1).text == "I hear you."
 
 
 def test_a_rule_therapist_sees_only_what_was_said():

@@ -14,8 +14,8 @@ from psychepass.errors import UserError
 from psychepass.schema import Dimension, Sampling, Script
 from psychepass.splits import Splits
 from psychepass.words import words
-from rollout_env.profiles import load_profiles
 from rollout_env.local_model import Reply
+from rollout_env.profiles import load_profiles
 from rollout_env.prompts import FOLDER
 from rollout_env.rule_therapists import answer, bank, bank_hash, mirrored, recalled, topic_of
 from rollout_env.script import build_script

@@ -15,7 +15,15 @@ has_torch() { python -c 'import importlib.util as u, sys; sys.exit(not (u.find_s
 # it installs nothing: setup.sh makes the CPU environment, which is the wrong one beside GPUs
 has_torch || { echo "rm.sh: python on PATH has no torch and transformers; activate the environment with psychepass first" >&2; exit 2; }
 
-NPROC=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+# a driver too old for torch's CUDA shows its GPUs and can use none: every rank would train on the CPU without a word
+GPUS=$(python -c '
+import sys, torch
+n = torch.cuda.device_count()
+if n and not torch.cuda.is_available():
+    sys.exit(f"rm.sh: torch sees {n} GPUs and can use none; it is built for CUDA {torch.version.cuda}, which needs a newer driver")
+print(max(1, n))
+') || exit 2
+NPROC=${NPROC:-$GPUS}
 NNODES=${NNODES:-1}
 [ "$NPROC" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 

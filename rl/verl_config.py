@@ -7,7 +7,7 @@ silently in a long run.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +171,18 @@ def _lora(c: GRPOConfig, n_layers: int) -> dict[str, Any]:
     }
 
 
+def _has_flash() -> bool:
+    """flash_attn may be there and made for another torch, or another package of that name."""
+    try:
+        return callable(importlib.import_module("flash_attn").flash_attn_func)
+    except (ImportError, AttributeError):
+        return False
+
+
 def _on_gpu(c: GRPOConfig) -> dict[str, Any]:
     """vLLM and FSDP2 on the same GPUs; weights and optimizer wait in host memory while vLLM generates."""
     rollout = "actor_rollout_ref.rollout."
-    flash = importlib.util.find_spec("flash_attn")  # verl takes it for granted
+    flash = _has_flash()  # verl takes it for granted
     return {
         "actor_rollout_ref.actor.strategy": "fsdp2",
         "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2" if flash else "sdpa",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -66,12 +68,19 @@ def test_the_papers_values(files: verl_config.Files) -> None:
     assert total_steps(load(PRODUCTION), 2000) == 3 * 17
 
 
-@pytest.mark.parametrize(("found", "said"), [(None, "sdpa"), (object(), "flash_attention_2")])
-def test_attention_on_gpus_is_one_that_is_installed(
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "sdpa"),  # an import of it fails
+        (SimpleNamespace(), "sdpa"),  # another package of that name
+        (SimpleNamespace(flash_attn_func=print), "flash_attention_2"),
+    ],
+)
+def test_attention_on_gpus_is_one_that_can_be_used(
     files: verl_config.Files, monkeypatch: pytest.MonkeyPatch, found: object, said: str
 ) -> None:
-    config = load(PRODUCTION)  # transformers is not to be told of it
-    monkeypatch.setattr(verl_config.importlib.util, "find_spec", lambda name: found)
+    config = load(PRODUCTION)
+    monkeypatch.setitem(sys.modules, "flash_attn", found)
     assert verl_config._on_gpu(config)["actor_rollout_ref.model.override_config.attn_implementation"] == said
 
 

@@ -141,7 +141,11 @@ def uneven_run(folder: Path) -> Path:
 
 CASES = {
     "one window a session": {"clients_per_step": 1},
-    "several windows a rank, two clients": {"clients_per_step": 2, "max_length": 400},
+    "several windows a rank, two clients, layers recomputed": {
+        "clients_per_step": 2,
+        "max_length": 400,
+        "gradient_checkpointing": True,
+    },
     "adapters, layers recomputed": {"max_length": 400, "lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True},
 }
 
@@ -278,6 +282,19 @@ def test_the_deepspeed_launcher_is_told_which_gpus_are_meant(tmp_path):
     assert called("") == (0, "--num_accelerators 2")
     code, said = called("GPU-1f,GPU-2a")
     assert code == 2 and "CUDA_VISIBLE_DEVICES is GPU-1f,GPU-2a; LAUNCHER=deepspeed reads numbers alone" in said
+
+
+def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(tmp_path):
+    """A stand-in for torch under a driver that is too old: no GPU is here."""
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace as N\n"
+        "cuda, version = N(device_count=lambda: 8, is_available=lambda: False), N(cuda='13.0')\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = ENV | {"PYTHONPATH": str(tmp_path), "NPROC": "8", "PATH": path}
+    done = subprocess.run(["bash", "launch/rm.sh", "x.yaml"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "torch sees 8 GPUs and can use none; it is built for CUDA 13.0, which needs a newer driver" in done.stderr
 
 
 def test_deepspeed_without_a_launcher_or_file_is_one_clear_error(base, tmp_path, monkeypatch, capsys):
